@@ -1,0 +1,74 @@
+"""What is known of a device beside its telemetry: cell type, capacity, limits.
+
+Facts come from ``[[fleet]]`` tables matched by pattern on ``device_id``; the first match wins, so a
+new gateway needs no change. A device that matches none is unknown: it gets no prediction.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Final
+
+import msgspec
+
+Interval = tuple[float, float]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The readings that are believed; one outside raises ``Quality.RANGE`` and is not used.
+
+    These are limits of the sensors and the chemistry, wider than those an alert watches.
+    """
+
+    cell_voltage_volt: Interval = (0.5, 5.0)
+    cell_temperature_celsius: Interval = (-40.0, 100.0)
+    current_ampere: Interval = (-5000.0, 5000.0)
+
+
+class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One ``[[fleet]]`` table: facts of every device whose id matches."""
+
+    match: str
+    """Pattern on ``device_id``, as in a shell: ``*`` matches any characters, slashes too."""
+    cell_type: str = ""
+    """Name of the cell, such as lg-hg2; a model is used only for the cell type it was made for."""
+    capacity_ah: float = 0.0
+    """Nominal capacity of the module, Ah, cells in parallel counted in; 0: unknown."""
+    series: int = 0
+    """Cells in series; 0: as many as are reported."""
+    parallel: int = 1
+    """Cells in parallel at each place."""
+    limits: Limits = Limits()
+    gap_seconds: float = 30.0
+    """Time without a sample that counts as a gap, s."""
+
+    def __post_init__(self) -> None:
+        """Check the values once, where they enter."""
+        if self.capacity_ah < 0 or self.series < 0 or self.parallel < 1 or self.gap_seconds <= 0:
+            raise ValueError("capacity_ah and series are at least 0, parallel at least 1, gap_seconds above 0")
+        for name in self.limits.__struct_fields__:
+            low, high = getattr(self.limits, name)
+            if not low < high:
+                raise ValueError(f"limits.{name}: the lower limit comes first")
+
+
+#: What is assumed of a device that no entry matches: nothing but physics.
+UNKNOWN: Final = FleetEntry(match="*")
+
+
+class Fleet:
+    """The fleet tables in order.
+
+    Example:
+        >>> fleet = Fleet([FleetEntry(match="site-a/*", cell_type="lg-hg2", capacity_ah=3.0)])
+        >>> fleet.facts("site-a/pack-1/m-7").cell_type
+        'lg-hg2'
+        >>> fleet.facts("elsewhere/m-1") is UNKNOWN
+        True
+    """
+
+    def __init__(self, entries: Sequence[FleetEntry] = ()) -> None:
+        self.entries = tuple(entries)
+
+    def facts(self, device_id: str) -> FleetEntry:
+        """The first entry that matches, or ``UNKNOWN``."""
+        return next((e for e in self.entries if fnmatchcase(device_id, e.match)), UNKNOWN)

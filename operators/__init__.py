@@ -1,0 +1,1 @@
+"""Bytewax operators over columnar batches, one file each."""
