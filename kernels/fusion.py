@@ -1,0 +1,123 @@
+"""Fusion of a SOC model with coulomb counting: a scalar Kalman filter per device.
+
+Coulomb counting is exact over minutes and drifts over hours; a model that sees voltage, current and
+temperature is right on average and noisy. The filter (R. E. Kalman, J. Basic Eng. 82, 1960; for SOC
+G. L. Plett, J. Power Sources 134, 2004) predicts by the charge that flowed and corrects by the model:
+
+    s += 100 * charge / usable capacity         P += process_noise * dt + (current_noise * dt / 36)^2
+    K  = P / (P + R)                            s += K * (mean - s),     P *= 1 - K
+
+- R: a Laplace density of scale b has the variance 2 b^2. The filter assumes measurement errors that are
+  white; the model's are correlated over minutes, so a sample that comes dt after the last one brings only
+  dt / correlation_seconds of an independent measurement: R = 2 b^2 * max(correlation_seconds / dt, 1), the
+  usual inflation for correlated errors (Y. Bar-Shalom et al., Estimation with Applications, 2001, 8.2).
+- P: the current is held between two samples; the charge error of that grows with dt, its variance with
+  dt^2, so after a long gap the filter trusts the model again.
+
+Everything is in percent of SOC. The charging efficiency is 1: Li-ion cells are above 0.99.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from voltmill.kernels.compile import kernel
+from voltmill.kernels.schema import Quality
+
+#: One slot a device: the estimate, percent; its variance, percent²; seconds seen since the start or the
+#: last long gap; whether a first model value was seen.
+FUSION_STATE: Final = np.dtype(
+    [("soc", np.float64), ("variance", np.float64), ("seconds", np.float64), ("started", np.uint8)], align=True
+)
+
+#: What to do with a row. MEASURED: correct by the model.
+MEASURED: Final = np.uint8(0)
+#: The model has no say here (outside its domain): count the charge, give NaN.
+WITHHELD: Final = np.uint8(1)
+#: The model failed: count the charge, give the counted value with its growing interval (fallback).
+COASTED: Final = np.uint8(2)
+
+_WARM_UP: Final = np.uint32(Quality.WARM_UP)
+# Variance of a SOC of which nothing is known: uniform on 0..100 %.
+_IGNORANT: Final = 100.0**2 / 12.0
+# C-rate assumed for the uncertainty where the current is unknown: an ordinary load.
+_UNKNOWN_C_RATE: Final = 1.0
+
+
+@kernel
+def fuse(
+    state: npt.NDArray[np.void],
+    slots: npt.NDArray[np.int64],
+    use: npt.NDArray[np.uint8],
+    charge_step_ah: npt.NDArray[np.floating],
+    interval_seconds: npt.NDArray[np.floating],
+    usable_ah: npt.NDArray[np.floating],
+    mean: npt.NDArray[np.float32],
+    scale: npt.NDArray[np.float32],
+    process_noise: float,
+    current_noise: float,
+    correlation_seconds: float,
+    interval_factor: float,
+    warm_up_seconds: float,
+    longest_interval_seconds: float,
+    value: npt.NDArray[np.float32],
+    lo90: npt.NDArray[np.float32],
+    hi90: npt.NDArray[np.float32],
+    bits: npt.NDArray[np.uint32],
+) -> None:
+    """Advance the filters of a batch, in row order; a row depends on its device's earlier rows alone.
+
+    Args:
+        state: FUSION_STATE, one element a slot, zeros for a new device; changed in place.
+        slots: (rows,) slot of the row's device.
+        use: (rows,) MEASURED, WITHHELD or COASTED.
+        charge_step_ah: (rows,) charge into the module since the device's last row, Ah; NaN: unknown.
+        interval_seconds: (rows,) time since the device's last row, s; 0 on its first.
+        usable_ah: (rows,) charge of the module between 0 and 100 % SOC, Ah; 0 or NaN: unknown.
+        mean: (rows,) the model's SOC, percent; read where use is MEASURED; not finite: as WITHHELD.
+        scale: (rows,) its Laplace scale, percent, above 0.
+        process_noise: variance that coulomb counting gains, percent² per second.
+        current_noise: standard deviation of the C-rate held between samples, 1/h.
+        correlation_seconds: time over which the model's errors are correlated, s.
+        interval_factor: half width of the 90 % interval in standard deviations.
+        warm_up_seconds: time from the start in which a row bears WARM_UP, s.
+        longest_interval_seconds: a longer interval starts the warm-up anew, s.
+        value: (rows,) out: the estimate, percent, 0..100; NaN: none.
+        lo90: (rows,) out: lower end of the 90 % interval, percent, 0..100; NaN with value.
+        hi90: (rows,) out: its upper end.
+        bits: (rows,) out: WARM_UP is or-ed in.
+    """
+    for i in range(slots.shape[0]):
+        k = slots[i]
+        s, p, seconds, started = state[k].soc, state[k].variance, state[k].seconds, state[k].started
+        dt = max(float(interval_seconds[i]), 0.0)
+        seconds = 0.0 if dt > longest_interval_seconds else seconds + dt
+        if started:
+            step = 100.0 * float(charge_step_ah[i]) / float(usable_ah[i])
+            noise = current_noise
+            if np.isfinite(step):
+                s += step
+            else:
+                noise = _UNKNOWN_C_RATE
+            p = min(p + process_noise * dt + (noise * dt / 36.0) ** 2, _IGNORANT)
+        measured = use[i] == MEASURED and np.isfinite(mean[i]) and scale[i] > 0.0 and np.isfinite(scale[i])
+        if measured:
+            m, r = float(mean[i]), 2.0 * float(scale[i]) ** 2
+            if started:
+                # P / (P + R) with R = r * max(correlation / dt, 1), written so that dt = 0 divides nothing
+                share = min(dt / correlation_seconds, 1.0)
+                gain = p * share / (p * share + r)
+                s += gain * (m - s)
+                p *= 1.0 - gain
+            else:
+                s, p, started = m, r, np.uint8(1)
+        s = min(max(s, 0.0), 100.0)
+        if started and (measured or use[i] == COASTED):
+            half = interval_factor * np.sqrt(p)
+            value[i], lo90[i], hi90[i] = s, max(s - half, 0.0), min(s + half, 100.0)
+        else:
+            value[i] = lo90[i] = hi90[i] = np.nan
+        if seconds < warm_up_seconds:
+            bits[i] |= _WARM_UP
+        state[k].soc, state[k].variance, state[k].seconds, state[k].started = s, p, seconds, started
