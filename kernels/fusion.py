@@ -27,9 +27,7 @@ from voltmill.kernels.schema import Quality
 
 #: One slot a device: the estimate, percent; its variance, percent²; seconds seen since the start or the
 #: last long gap; whether a first model value was seen.
-FUSION_STATE: Final = np.dtype(
-    [("soc", np.float64), ("variance", np.float64), ("seconds", np.float64), ("started", np.uint8)], align=True
-)
+FUSION_STATE: Final = np.dtype([("soc", "<f8"), ("variance", "<f8"), ("seconds", "<f8"), ("started", "<i8")])
 
 #: What to do with a row. MEASURED: correct by the model.
 MEASURED: Final = np.uint8(0)
@@ -111,7 +109,7 @@ def fuse(
                 s += gain * (m - s)
                 p *= 1.0 - gain
             else:
-                s, p, started = m, r, np.uint8(1)
+                s, p, started = m, r, 1
         s = min(max(s, 0.0), 100.0)
         if started and (measured or use[i] == COASTED):
             half = interval_factor * np.sqrt(p)
