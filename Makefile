@@ -1,0 +1,44 @@
+# Every target sets itself up: .venv from uv.lock, for `test` the servers too. See deploy/dev/setup.sh.
+#   make test PYTEST="tests/test_hashing.py -k stable"    make demo ARGS="--help"    PYTHON=/path/to/python make test
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+PYTEST ?=
+ARGS ?=
+
+.PHONY: help demo test check fmt bench train clean run-env dev-env train-env
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+demo: run-env ## the whole pipeline on this machine, about a minute, ends with a table
+	@$(BIN)/voltmill demo $(ARGS)
+
+test: dev-env ## every test and every example in the docstrings
+	@deploy/dev/servers.sh
+	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" $(BIN)/pytest $(PYTEST)
+
+check: dev-env ## style, types and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fmt: dev-env ## format the code and mend what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: dev-env ## messages per second on one core, and what limits them
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+train: train-env ## train the shipped models anew (downloads PyTorch; the data lie in VOLTMILL_DATA)
+	@$(BIN)/python -m training.soc $(ARGS)
+
+clean: ## remove what was built and cached; .venv stays
+	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +
+
+run-env dev-env train-env:
+	@deploy/dev/setup.sh $(@:-env=)
