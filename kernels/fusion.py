@@ -25,8 +25,8 @@ import numpy.typing as npt
 from voltmill.kernels.compile import kernel
 from voltmill.kernels.schema import Quality
 
-#: One slot a device: the estimate, percent; its variance, percent²; seconds seen since the start or the
-#: last long gap; whether a first model value was seen.
+#: One slot a device: the estimate, percent; its variance, percent²; seconds since the start; whether a
+#: first model value was seen. No padding: a snapshot stores the bytes.
 FUSION_STATE: Final = np.dtype([("soc", "<f8"), ("variance", "<f8"), ("seconds", "<f8"), ("started", "<i8")])
 
 #: What to do with a row. MEASURED: correct by the model.
@@ -58,7 +58,6 @@ def fuse(
     correlation_seconds: float,
     interval_factor: float,
     warm_up_seconds: float,
-    longest_interval_seconds: float,
     value: npt.NDArray[np.float32],
     lo90: npt.NDArray[np.float32],
     hi90: npt.NDArray[np.float32],
@@ -71,7 +70,8 @@ def fuse(
         slots: (rows,) slot of the row's device.
         use: (rows,) MEASURED, WITHHELD or COASTED.
         charge_step_ah: (rows,) charge into the module since the device's last row, Ah; NaN: unknown.
-        interval_seconds: (rows,) time since the device's last row, s; 0 on its first.
+        interval_seconds: (rows,) time since the device's last row, s; 0 starts the filter anew (the first
+            row, or one after a gap that is too long to bridge); NaN: the row has no features.
         usable_ah: (rows,) charge of the module between 0 and 100 % SOC, Ah; 0 or NaN: unknown.
         mean: (rows,) the model's SOC, percent; read where use is MEASURED; not finite: as WITHHELD.
         scale: (rows,) its Laplace scale, percent, above 0.
@@ -80,7 +80,6 @@ def fuse(
         correlation_seconds: time over which the model's errors are correlated, s.
         interval_factor: half width of the 90 % interval in standard deviations.
         warm_up_seconds: time from the start in which a row bears WARM_UP, s.
-        longest_interval_seconds: a longer interval starts the warm-up anew, s.
         value: (rows,) out: the estimate, percent, 0..100; NaN: none.
         lo90: (rows,) out: lower end of the 90 % interval, percent, 0..100; NaN with value.
         hi90: (rows,) out: its upper end.
@@ -89,9 +88,12 @@ def fuse(
     for i in range(slots.shape[0]):
         k = slots[i]
         s, p, seconds, started = state[k].soc, state[k].variance, state[k].seconds, state[k].started
-        dt = max(float(interval_seconds[i]), 0.0)
-        seconds = 0.0 if dt > longest_interval_seconds else seconds + dt
-        if started:
+        dt = float(interval_seconds[i])
+        if dt > 0.0:
+            seconds += dt
+        elif dt == 0.0:
+            seconds, started = 0.0, 0
+        if started and dt > 0.0:
             step = 100.0 * float(charge_step_ah[i]) / float(usable_ah[i])
             noise = current_noise
             if np.isfinite(step):
@@ -99,11 +101,13 @@ def fuse(
             else:
                 noise = _UNKNOWN_C_RATE
             p = min(p + process_noise * dt + (noise * dt / 36.0) ** 2, _IGNORANT)
-        measured = use[i] == MEASURED and np.isfinite(mean[i]) and scale[i] > 0.0 and np.isfinite(scale[i])
+        measured = (
+            use[i] == MEASURED and dt >= 0.0 and np.isfinite(mean[i]) and scale[i] > 0.0 and np.isfinite(scale[i])
+        )
         if measured:
             m, r = float(mean[i]), 2.0 * float(scale[i]) ** 2
             if started:
-                # P / (P + R) with R = r * max(correlation / dt, 1), written so that dt = 0 divides nothing
+                # K = P / (P + r * max(correlation / dt, 1))
                 share = min(dt / correlation_seconds, 1.0)
                 gain = p * share / (p * share + r)
                 s += gain * (m - s)

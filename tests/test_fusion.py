@@ -14,9 +14,9 @@ TUNED = dict(process_noise=1e-4, current_noise=0.02, correlation_seconds=300.0, 
 class Filter:
     """`fuse` with its state and its outputs allocated."""
 
-    def __init__(self, slots=1, warm_up_seconds=0.0, longest_interval_seconds=3600.0, **tuned):
+    def __init__(self, slots=1, warm_up_seconds=0.0, **tuned):
         self.state = np.zeros(slots, FUSION_STATE)
-        self.settings = (*(TUNED | tuned).values(), warm_up_seconds, longest_interval_seconds)
+        self.settings = (*(TUNED | tuned).values(), warm_up_seconds)
 
     def __call__(self, mean, *, slots=0, use=MEASURED, charge=0.0, dt=5.0, usable=3.0, scale=2.0):
         n = len(mean)
@@ -90,8 +90,8 @@ def test_fallback_counts_on_with_a_growing_interval():
 
 
 def test_fallback_without_any_estimate_gives_none():
-    value, *_ = Filter()([50.0], use=COASTED)
-    assert np.isnan(value[0])
+    value, *_ = Filter()([50.0, 50.0], use=COASTED, dt=[0.0, 5.0])
+    assert np.isnan(value).all()
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(np.nan, 2.0), (np.inf, 2.0), (50.0, np.nan), (50.0, 0.0), (50.0, np.inf)])
@@ -117,9 +117,26 @@ def test_unknown_charge_widens_the_interval_more_than_a_known_one(charge, usable
 def test_after_a_long_gap_the_model_is_trusted_again():
     run = Filter(current_noise=0.3, warm_up_seconds=300.0)
     run(np.full(720, 80.0))
-    value, _, _, bits = run([20.0], dt=8 * 3600.0)
+    value, *_ = run([20.0], dt=8 * 3600.0)
     assert value[0] == pytest.approx(20, abs=2)
-    assert bits[0] & Quality.WARM_UP
+
+
+def test_interval_zero_starts_anew():
+    """The features start anew after a gap that is too long to bridge; so does the filter."""
+    run = Filter(warm_up_seconds=300.0)
+    run(np.full(720, 80.0))
+    value, lo, hi, bits = run([20.0], dt=0.0)
+    assert value[0] == 20 and hi[0] - lo[0] > 8
+    assert bits[0] == Quality.WARM_UP
+
+
+def test_a_row_without_features_leaves_the_filter_as_it_is():
+    run = Filter()
+    run(np.full(720, 80.0))
+    before = run.state.copy()
+    value, *_ = run([20.0, 20.0], dt=np.nan, charge=np.nan, use=[MEASURED, COASTED])
+    assert np.isnan(value[0]) and value[1] == pytest.approx(80)
+    assert run.state == before
 
 
 def test_warm_up_bit_ends_with_the_warm_up():
@@ -135,7 +152,7 @@ def test_warm_up_bit_ends_with_the_warm_up():
             st.floats(-50, 150) | st.just(np.nan),
             st.floats(1e-3, 50),
             st.floats(-0.1, 0.1) | st.just(np.nan),
-            st.floats(0, 1e5),
+            st.floats(0, 1e5) | st.just(np.nan),
         ),
         min_size=1,
         max_size=60,
