@@ -1,0 +1,173 @@
+"""MQTT: a source of raw batches, and a publisher.
+
+**At least once.** QoS 1 with a persistent session: the broker keeps what is not acknowledged, and
+voltmill acknowledges a message only when the epoch it flowed in is durable. After a crash the broker
+delivers again what was not; a message that was durable but not yet acknowledged comes twice, and
+``quality`` flags its second copy by ``(device_id, seq)``.
+
+**In order.** A topic filter is a partition with a connection of its own: its messages keep their order.
+
+**Bounded.** Beyond ``receive_maximum`` unacknowledged messages the broker holds back (MQTT 5), beyond
+``max_queue_messages`` unread ones the socket is not read.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from numpy.typing import NDArray
+
+from voltmill.connectors.drain import Drain
+from voltmill.connectors.mqtt_client import Receiver
+from voltmill.connectors.mqtt_inbox import Arrivals, Inbox
+from voltmill.connectors.mqtt_publisher import Publisher
+from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
+from voltmill.kernels.schema import RAW, label
+
+__all__ = ["MqttPartition", "MqttSettings", "MqttSource", "Publisher", "TlsSettings"]
+
+log = logging.getLogger("voltmill.mqtt")
+
+Snapshot = tuple[str, int]
+"""``("v1", source_offset of the next message)``"""
+
+
+def _ignore(seconds: float) -> None:
+    pass
+
+
+class MqttPartition(StatefulSourcePartition[pa.RecordBatch, Snapshot]):  # type: ignore[misc]
+    """One topic filter.
+
+    Bytewax calls the first ``next_batch`` after a ``snapshot`` only when the epoch of that snapshot is
+    durable (without a recovery store: when it is over), so that call acknowledges what had been handed
+    out by the snapshot.
+    """
+
+    def __init__(
+        self,
+        settings: MqttSettings,
+        topic_filter: str,
+        resume_state: Snapshot | None,
+        drain: Drain,
+        observe: Callable[[float], None],
+    ) -> None:
+        self._filter = topic_filter
+        self._offset = _offset(resume_state)
+        self._drain = drain
+        self._observe = observe
+        self._inbox = Inbox(
+            settings.max_batch_rows,
+            settings.max_batch_bytes,
+            settings.linger_ms / 1000,
+            settings.max_queue_messages,
+            settings.max_queue_bytes,
+        )
+        self._handed_out: list[tuple[int, NDArray[np.uint16]]] = []
+        self._durable_soon = 0  # of handed_out, how many the last snapshot covers
+        self._client = Receiver(settings, topic_filter, self._inbox)
+        self._client.loop_start()
+
+    @property
+    def queued(self) -> int:
+        """Messages received and not yet handed out."""
+        return self._inbox.messages
+
+    def next_batch(self) -> list[pa.RecordBatch]:
+        """The next batch, if one is due."""
+        self._acknowledge()
+        if self._client.failure is not None:
+            raise RuntimeError(f"mqtt {self._filter}: the network thread ended") from self._client.failure
+        if self._drain.requested:
+            if not self._handed_out:
+                log.info("mqtt drained topic=%s next_offset=%d", self._filter, self._offset)
+                raise StopIteration
+            return []
+        started = time.perf_counter()
+        arrivals = self._inbox.take()
+        if arrivals is None:
+            return []
+        batch = self._batch(arrivals)
+        self._handed_out.append((arrivals.connection, arrivals.packet_ids))
+        self._observe(time.perf_counter() - started)
+        return [batch]
+
+    def next_awake(self) -> datetime:
+        """When a batch is due, at most the linger time away."""
+        return datetime.now(UTC) + timedelta(seconds=self._inbox.due_in())
+
+    def snapshot(self) -> Snapshot:
+        """The next offset; what is handed out is acknowledged when this is durable."""
+        self._durable_soon = len(self._handed_out)
+        return ("v1", self._offset)
+
+    def close(self) -> None:
+        """Send the acknowledgements that are queued and leave; the broker keeps the rest."""
+        self._client.close()
+
+    def _acknowledge(self) -> None:
+        done, self._durable_soon = self._handed_out[: self._durable_soon], 0
+        del self._handed_out[: len(done)]
+        for connection in sorted({connection for connection, _ in done}):
+            self._client.acknowledge(connection, np.concatenate([ids for of, ids in done if of == connection]))
+
+    def _batch(self, arrivals: Arrivals) -> pa.RecordBatch:
+        rows = len(arrivals.payload)
+        offsets = np.arange(self._offset, self._offset + rows, dtype=np.int64)
+        self._offset += rows
+        columns = {
+            "payload": arrivals.payload,
+            "topic": arrivals.topic,
+            "ingest_time": arrivals.ingest_time,
+            "source": label("mqtt", rows),
+            "source_partition": label(self._filter, rows),
+            "source_offset": pa.array(offsets),
+        }
+        return pa.RecordBatch.from_arrays([columns[name] for name in RAW.names], schema=RAW)
+
+
+def _offset(resume_state: Snapshot | None) -> int:
+    if resume_state is None:
+        return 0
+    version, offset = resume_state
+    if version != "v1":
+        raise ValueError(f"mqtt: the recovery store is of version {version!r}, this release reads v1: start a new one")
+    return offset
+
+
+class MqttSource(FixedPartitionedSource[pa.RecordBatch, Snapshot]):  # type: ignore[misc]
+    """Batches of messages as ``RAW``: ``source`` is mqtt, ``source_partition`` the topic filter,
+    ``source_offset`` the running number of the message in its partition, counted on over restarts.
+
+    A broker that is away, or refuses the login, is tried again for ever, with a line in the log each
+    time; the flow goes on.
+
+    Args:
+        settings: the broker, the topic filters, the limits.
+        drain: when requested, each partition stops reading, waits until what it handed out is durable,
+            acknowledges it and ends. Unread messages stay with the broker.
+        observe: called with the seconds that each batch took to hand out.
+
+    Example:
+        >>> MqttSource(MqttSettings(topics=("site-a/#", "site-b/#"))).list_parts()
+        ['site-a/#', 'site-b/#']
+    """  # noqa: D205
+
+    def __init__(
+        self, settings: MqttSettings, *, drain: Drain | None = None, observe: Callable[[float], None] = _ignore
+    ) -> None:
+        self._settings = settings
+        self._drain = drain or Drain()
+        self._observe = observe
+
+    def list_parts(self) -> list[str]:
+        """The topic filters."""
+        return list(self._settings.topics)
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Snapshot | None) -> MqttPartition:
+        """Connect; returns at once, whether or not the broker is there."""
+        return MqttPartition(self._settings, for_part, resume_state, self._drain, self._observe)
