@@ -1,0 +1,440 @@
+"""The features: instant values, exponential averages, sliding windows, throughput and resistance.
+
+One pass over the accepted rows of a shard, in arrival order. Between two samples the earlier
+current and voltage hold (zero-order hold), so irregular sampling and lost messages are no special
+case. ``kernels/feature_table.py`` names every column with unit, formula and source.
+
+A sliding window is made of six panes of event time and covers the current pane and the five before
+it, so a ten-minute window of a device costs six small records and not 120 samples. Panes hold
+count, mean and squared deviations and are merged by the formulas of Chan, Golub and LeVeque (1979),
+which lose no precision where sums of squares would.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voltmill.kernels.compile import inline, kernel
+from voltmill.kernels.feature_table import INSTANT, PER_WINDOW, TAUS, index
+
+PANES: Final = 6
+_TAUS: Final = np.array(TAUS, np.float64)
+_AVERAGES: Final = INSTANT  # first column of the averages
+_WINDOWS: Final = INSTANT + 3 * len(TAUS)  # first column of the windows
+
+# Columns of the instant features; numba freezes them into the kernels.
+_CELL_MEAN: Final = index("cell_voltage_mean_volt")
+_C_RATE: Final = index("c_rate")
+_TEMPERATURE: Final = index("cell_temperature_mean_celsius")
+_CURRENT: Final = index("current_ampere")
+_VOLTAGE: Final = index("voltage_volt")
+_CELL_MIN: Final = index("cell_voltage_min_volt")
+_CELL_MAX: Final = index("cell_voltage_max_volt")
+_SPREAD: Final = index("cell_voltage_spread_volt")
+_WEAKEST: Final = index("weakest_cell_z")
+_COLDEST: Final = index("cell_temperature_min_celsius")
+_WARMEST: Final = index("cell_temperature_max_celsius")
+_INTERVAL: Final = index("sample_interval_seconds")
+_HISTORY: Final = index("history_seconds")
+_CHARGE_STEP: Final = index("charge_step_ah")
+_CAPACITY: Final = index("capacity_ah")
+_CHARGE: Final = index("charge_throughput_ah")
+_DISCHARGE: Final = index("discharge_throughput_ah")
+_ENERGY_IN: Final = index("energy_charged_wh")
+_ENERGY_OUT: Final = index("energy_discharged_wh")
+_CYCLES: Final = index("equivalent_full_cycles")
+_RESISTANCE: Final = index("cell_resistance_ohm")
+_BELIEVED: Final = index("cells_believed")
+
+#: Aggregates over one pane of a window.
+PANE: Final = np.dtype(
+    [
+        ("number", "<i8"),  # event time // pane length: which pane this is
+        ("count", "<f4"),
+        ("voltage_mean", "<f4"),
+        ("voltage_m2", "<f4"),
+        ("voltage_min", "<f4"),
+        ("voltage_max", "<f4"),
+        ("current_mean", "<f4"),
+        ("current_m2", "<f4"),
+        ("current_min", "<f4"),
+        ("current_max", "<f4"),
+        ("spread_max", "<f4"),
+        ("warm_count", "<f4"),  # samples with a believable temperature
+        ("time_mean", "<f4"),  # of those, seconds since the pane began
+        ("time_m2", "<f4"),
+        ("temperature_mean", "<f4"),
+        ("covariance", "<f4"),  # sum of products of the deviations of time and temperature
+        ("charge", "<f4"),
+        ("discharge", "<f4"),
+        ("energy_in", "<f4"),
+        ("energy_out", "<f4"),
+    ]
+)
+
+
+def state_dtype(windows: int) -> np.dtype[Any]:
+    """The record of one device, for so many windows."""
+    return np.dtype(
+        [
+            ("started", "u1"),
+            ("time", "<i8"),
+            ("history_us", "<i8"),
+            ("current", "<f8"),
+            ("cell_mean", "<f8"),
+            ("voltage", "<f8"),
+            ("weight", "<f8", (len(TAUS),)),
+            ("voltage_average", "<f8", (len(TAUS),)),
+            ("rate_average", "<f8", (len(TAUS),)),
+            ("charge", "<f8"),
+            ("discharge", "<f8"),
+            ("energy_in", "<f8"),
+            ("energy_out", "<f8"),
+            ("resistance", "<f8"),
+            ("panes", PANE, (windows, PANES)),
+        ]
+    )
+
+
+#: Thresholds, as the kernel reads them; ``operators.features.FeatureSettings`` documents them.
+SETTINGS: Final = np.dtype([("restart_us", "<i8"), ("step_rate", "<f8"), ("step_seconds", "<f8")])
+
+
+@inline
+def _sorted_prefix(values: Any, low: float, high: float, work: Any) -> int:
+    """Insert the believable values in ascending order into ``work``; returns how many."""
+    n = 0
+    for value in values:
+        if low <= value <= high:
+            k = n
+            while k > 0 and work[k - 1] > value:
+                work[k] = work[k - 1]
+                k -= 1
+            work[k] = value
+            n += 1
+    return n
+
+
+@inline
+def _weakest_z(work: Any, n: int) -> float:
+    """Robust z-score of the lowest of ``n`` sorted values: (min - median) / (1.4826 MAD)."""
+    half = n // 2
+    median = work[half] if n % 2 else 0.5 * (work[half - 1] + work[half])
+    # Deviations grow away from the median on both sides: merge the two sides in ascending order.
+    left, right = half - 1, half
+    deviation, before = 0.0, 0.0
+    for _ in range(half + 1):
+        before = deviation
+        if left >= 0 and (right >= n or median - work[left] <= work[right] - median):
+            deviation = median - work[left]
+            left -= 1
+        else:
+            deviation = work[right] - median
+            right += 1
+    mad = deviation if n % 2 else 0.5 * (before + deviation)
+    return (work[0] - median) / (1.4826 * max(mad, 0.0005))  # readings are stepped: 0.5 mV at least
+
+
+@inline
+def _averages(device: Any, rate: float, mean: float, seconds: float, capacity: float, out: Any, row: int) -> None:
+    """Exponential averages of what held since the sample before; their weight corrects the start."""
+    n = len(_TAUS)
+    for j in range(n):
+        if seconds > 0.0:
+            decay = np.exp(-seconds / _TAUS[j])
+            device.weight[j] = decay * device.weight[j] + (1.0 - decay)
+            device.voltage_average[j] = decay * device.voltage_average[j] + (1.0 - decay) * device.cell_mean
+            device.rate_average[j] = decay * device.rate_average[j] + (1.0 - decay) * (device.current / capacity)
+        weight = device.weight[j]
+        known = weight > 1e-9
+        out[_AVERAGES + j, row] = device.voltage_average[j] / weight if known else mean
+        out[_AVERAGES + n + j, row] = device.rate_average[j] / weight if known else rate
+        out[_AVERAGES + 2 * n + j, row] = weight
+
+
+@inline
+def _enter(pane: Any, voltage: float, current: float, spread: float, at: float, temperature: float) -> None:
+    """Add a sample to its pane (Welford)."""
+    pane.count += 1.0
+    change = voltage - pane.voltage_mean
+    pane.voltage_mean += change / pane.count
+    pane.voltage_m2 += change * (voltage - pane.voltage_mean)
+    pane.voltage_min = min(pane.voltage_min, voltage)
+    pane.voltage_max = max(pane.voltage_max, voltage)
+    change = current - pane.current_mean
+    pane.current_mean += change / pane.count
+    pane.current_m2 += change * (current - pane.current_mean)
+    pane.current_min = min(pane.current_min, current)
+    pane.current_max = max(pane.current_max, current)
+    pane.spread_max = max(pane.spread_max, spread)
+    if temperature == temperature:
+        pane.warm_count += 1.0
+        change = at - pane.time_mean
+        pane.time_mean += change / pane.warm_count
+        pane.time_m2 += change * (at - pane.time_mean)
+        rise = temperature - pane.temperature_mean
+        pane.temperature_mean += rise / pane.warm_count
+        pane.covariance += change * (temperature - pane.temperature_mean)
+
+
+@inline
+def _open(pane: Any, number: int) -> None:
+    """Make the pane an empty one."""
+    pane.number = number
+    pane.count, pane.voltage_mean, pane.voltage_m2 = 0.0, 0.0, 0.0
+    pane.voltage_min, pane.voltage_max = np.inf, -np.inf
+    pane.current_mean, pane.current_m2 = 0.0, 0.0
+    pane.current_min, pane.current_max = np.inf, -np.inf
+    pane.spread_max, pane.warm_count, pane.time_mean, pane.time_m2 = 0.0, 0.0, 0.0, 0.0
+    pane.temperature_mean, pane.covariance = 0.0, 0.0
+    pane.charge, pane.discharge, pane.energy_in, pane.energy_out = 0.0, 0.0, 0.0, 0.0
+
+
+@inline
+def _window(panes: Any, number: int, pane_seconds: float, out: Any, column: int, row: int) -> None:
+    """Merge the panes ``number - 5`` to ``number``, oldest first."""
+    n, v, v2, c, c2 = 0.0, 0.0, 0.0, 0.0, 0.0
+    v_min, v_max, c_min, c_max, spread = np.inf, -np.inf, np.inf, -np.inf, 0.0
+    warm, t, t2, warmth, tw = 0.0, 0.0, 0.0, 0.0, 0.0
+    charge, discharge, energy_in, energy_out = 0.0, 0.0, 0.0, 0.0
+    for which in range(number - PANES + 1, number + 1):
+        pane = panes[which % PANES]
+        if pane.number != which or pane.count == 0.0:
+            continue
+        total = n + pane.count
+        share = pane.count / total
+        change = pane.voltage_mean - v
+        v += change * share
+        v2 += pane.voltage_m2 + change * change * n * share
+        change = pane.current_mean - c
+        c += change * share
+        c2 += pane.current_m2 + change * change * n * share
+        n = total
+        v_min, v_max = min(v_min, pane.voltage_min), max(v_max, pane.voltage_max)
+        c_min, c_max = min(c_min, pane.current_min), max(c_max, pane.current_max)
+        spread = max(spread, pane.spread_max)
+        if pane.warm_count > 0.0:
+            total = warm + pane.warm_count
+            share = pane.warm_count / total
+            later = (which - number) * pane_seconds + pane.time_mean - t
+            rise = pane.temperature_mean - warmth
+            t += later * share
+            warmth += rise * share
+            t2 += pane.time_m2 + later * later * warm * share
+            tw += pane.covariance + later * rise * warm * share
+            warm = total
+        charge, discharge = charge + pane.charge, discharge + pane.discharge
+        energy_in, energy_out = energy_in + pane.energy_in, energy_out + pane.energy_out
+    out[column, row] = v
+    out[column + 1, row] = np.sqrt(max(v2 / n, 0.0))
+    out[column + 2, row] = v_min
+    out[column + 3, row] = v_max
+    out[column + 4, row] = c
+    out[column + 5, row] = np.sqrt(max(c2 / n, 0.0))
+    out[column + 6, row] = c_min
+    out[column + 7, row] = c_max
+    out[column + 8, row] = spread
+    out[column + 9, row] = tw / t2 if t2 > 0.0 else np.nan
+    out[column + 10, row] = charge
+    out[column + 11, row] = discharge
+    out[column + 12, row] = energy_in
+    out[column + 13, row] = energy_out
+
+
+@inline
+def _pane(panes: Any, number: int) -> Any:
+    """The pane of this number, opened if it is new."""
+    pane = panes[number % PANES]
+    if pane.number != number:
+        _open(pane, number)
+    return pane
+
+
+@inline
+def _resistance(device: Any, current: float, mean: float, seconds: float, capacity: float, settings: Any) -> None:
+    """Direct-current resistance from a step: change of voltage over change of current."""
+    step = current - device.current
+    least = settings.step_rate * capacity if capacity > 0.0 else 1.0
+    if 0.0 < seconds <= settings.step_seconds and abs(step) >= least:
+        resistance = (mean - device.cell_mean) / step
+        if 0.0 < resistance < 1.0:
+            if device.resistance == device.resistance:
+                device.resistance += 0.1 * (resistance - device.resistance)
+            else:
+                device.resistance = resistance
+
+
+@inline
+def _interval(device: Any, time: int, settings: Any) -> float:
+    """Seconds since the sample before; 0 for the first, and after a gap too long to bridge."""
+    elapsed = time - device.time
+    if not device.started or elapsed > settings.restart_us:
+        device.started = 1
+        device.history_us = 0
+        device.weight[:] = 0.0
+        device.voltage_average[:] = 0.0
+        device.rate_average[:] = 0.0
+        return 0.0
+    device.history_us += elapsed
+    return elapsed * 1e-6
+
+
+@inline
+def _cells(cells: Any, fact: Any, work: Any, out: Any, row: int) -> float:
+    """Instant values over the believable cells; returns their mean, NaN if there are none."""
+    n = _sorted_prefix(cells, fact.voltage_low, fact.voltage_high, work)
+    out[_BELIEVED, row] = n
+    if n == 0:
+        return np.nan
+    mean = 0.0
+    for k in range(n):
+        mean += work[k]
+    mean /= n
+    out[_CELL_MEAN, row] = mean
+    out[_CELL_MIN, row] = work[0]
+    out[_CELL_MAX, row] = work[n - 1]
+    out[_SPREAD, row] = work[n - 1] - work[0]
+    out[_WEAKEST, row] = _weakest_z(work, n) if n > 2 else np.nan
+    return mean
+
+
+@inline
+def _probes(values: Any, fact: Any, out: Any, row: int) -> float:
+    """Instant values over the believable probes; returns their mean, NaN if there are none."""
+    total, n, coldest, warmest = 0.0, 0, np.inf, -np.inf
+    for value in values:
+        if fact.temperature_low <= value <= fact.temperature_high:
+            total += value
+            n += 1
+            coldest, warmest = min(coldest, value), max(warmest, value)
+    out[_TEMPERATURE, row] = total / n if n > 0 else np.nan
+    out[_COLDEST, row] = coldest if n > 0 else np.nan
+    out[_WARMEST, row] = warmest if n > 0 else np.nan
+    return total / n if n > 0 else np.nan
+
+
+@inline
+def _throughput(device: Any, charge: float, energy: float, capacity: float, out: Any, row: int) -> None:
+    """Count charge and energy, in and out."""
+    device.charge += max(charge, 0.0)
+    device.discharge += max(-charge, 0.0)
+    device.energy_in += max(energy, 0.0)
+    device.energy_out += max(-energy, 0.0)
+    out[_CHARGE_STEP, row] = charge
+    out[_CHARGE, row] = device.charge
+    out[_DISCHARGE, row] = device.discharge
+    out[_ENERGY_IN, row] = device.energy_in
+    out[_ENERGY_OUT, row] = device.energy_out
+    out[_CYCLES, row] = 0.5 * (device.charge + device.discharge) / capacity
+
+
+@inline
+def _windows(
+    device: Any,
+    time: int,
+    voltage: float,
+    current: float,
+    temperature: float,
+    charge: float,
+    energy: float,
+    window_us: Any,
+    out: Any,
+    row: int,
+) -> None:
+    """Enter the sample into the current pane of each window, and write the windows."""
+    for w in range(len(window_us)):
+        pane_us = window_us[w] // PANES
+        number = time // pane_us
+        panes = device.panes[w]
+        pane = _pane(panes, number)
+        _enter(pane, voltage, current, out[_SPREAD, row], (time - number * pane_us) * 1e-6, temperature)
+        pane.charge += max(charge, 0.0)
+        pane.discharge += max(-charge, 0.0)
+        pane.energy_in += max(energy, 0.0)
+        pane.energy_out += max(-energy, 0.0)
+        _window(panes, number, pane_us * 1e-6, out, _WINDOWS + PER_WINDOW * w, row)
+
+
+@inline
+def _sample(
+    device: Any,
+    fact: Any,
+    time: int,
+    current: float,
+    voltage: float,
+    cells: Any,
+    temperatures: Any,
+    window_us: Any,
+    settings: Any,
+    work: Any,
+    out: Any,
+    row: int,
+) -> None:
+    """All features of one sample; without a believable current or cell they are NaN and state stays."""
+    mean = _cells(cells, fact, work, out, row)
+    if mean != mean or not (fact.current_low <= current <= fact.current_high):
+        out[:, row] = np.nan
+        return
+    if voltage != voltage:
+        voltage = mean * len(cells)
+    capacity = fact.capacity_ah
+    temperature = _probes(temperatures, fact, out, row)
+    if not device.started:
+        device.resistance = np.nan
+    seconds = _interval(device, time, settings)
+    _resistance(device, current, mean, seconds, capacity, settings)
+    charge = device.current * seconds / 3600.0
+    energy = charge * device.voltage
+    rate = current / capacity
+    out[_C_RATE, row] = rate
+    out[_CURRENT, row] = current
+    out[_VOLTAGE, row] = voltage
+    out[_INTERVAL, row] = seconds
+    out[_HISTORY, row] = device.history_us * 1e-6
+    out[_CAPACITY, row] = capacity
+    out[_RESISTANCE, row] = device.resistance
+    _throughput(device, charge, energy, capacity, out, row)
+    _averages(device, rate, mean, seconds, capacity, out, row)
+    _windows(device, time, voltage, current, temperature, charge, energy, window_us, out, row)
+    device.time, device.current, device.cell_mean, device.voltage = time, current, mean, voltage
+
+
+@kernel
+def extract(
+    devices: NDArray[Any],
+    facts: NDArray[Any],
+    slots: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    event_time: NDArray[np.int64],
+    current: NDArray[np.float32],
+    voltage: NDArray[np.float32],
+    cell_at: NDArray[np.int32],
+    cell_values: NDArray[np.float32],
+    temperature_at: NDArray[np.int32],
+    temperature_values: NDArray[np.float32],
+    window_us: NDArray[np.int64],
+    settings: Any,
+    out: NDArray[np.float32],
+) -> None:
+    """Features of the rows whose indices are in ``rows``, into ``out`` (columns, len(rows))."""
+    work = np.empty(64)
+    for k in range(len(rows)):
+        row = rows[k]
+        cells = cell_values[cell_at[row] : cell_at[row + 1]]
+        if len(cells) > len(work):
+            work = np.empty(len(cells))
+        _sample(
+            devices[slots[row]],
+            facts[slots[row]],
+            event_time[row],
+            np.float64(current[row]),
+            np.float64(voltage[row]),
+            cells,
+            temperature_values[temperature_at[row] : temperature_at[row + 1]],
+            window_us,
+            settings,
+            work,
+            out,
+            k,
+        )

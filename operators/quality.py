@@ -1,0 +1,183 @@
+"""quality: keyed telemetry in, the same rows out with their quality bits.
+
+Nothing is dropped here. Rows with a bit of ``REFUSED`` (duplicates, late and out-of-order rows,
+clocks ahead of time) take no part in state, here or in any later operator.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import bytewax.operators as op
+import msgspec
+import numpy as np
+import pyarrow as pa
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream, StatefulBatchLogic
+from numpy.typing import NDArray
+
+from voltmill.kernels import quality as rules
+from voltmill.kernels.fleet import Fleet
+from voltmill.kernels.schema import TELEMETRY, Quality
+from voltmill.operators import columns
+from voltmill.operators.table import DeviceTable, StateError
+
+#: Bits that are raised before this operator and kept by it; all others are computed anew.
+GIVEN: Final = Quality.UNIT_CONVERTED | Quality.REISSUED
+
+_BITS: Final = TELEMETRY.get_field_index("quality_bits")
+
+
+class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Thresholds of the quality rules (``voltmill.kernels.quality.RULES``)."""
+
+    late_seconds: float = 60.0
+    """A sample out of order by more than this is late, s: the longest that a gateway reorders."""
+    clock_skew_seconds: float = 60.0
+    """A sample measured this far after it arrived has a wrong clock, s: far above NTP's error."""
+    cell_voltage_rate_volt_per_second: float = 1.0
+    """A cell cannot move faster, V/s: full load on a cold cell moves it by about half of this."""
+    temperature_rate_celsius_per_second: float = 5.0
+    """A probe cannot move faster, °C/s: thermal runaway begins at 1 °C/s (GB 38031)."""
+    stuck_samples: int = 10
+    """A cell reading that stands still for this many samples may be stuck."""
+    stuck_volt: float = 0.02
+    """... if the mean of the cells moved by this much meanwhile, V: ten steps of a common BMS."""
+    sum_tolerance: float = 0.02
+    """Relative difference between module voltage and the sum of its cells: the sensors' errors."""
+    sign_step_c_rate: float = 0.1
+    """A current step that votes on the sign, 1/h (1 A where no capacity is known)."""
+
+    def __post_init__(self) -> None:
+        """Check the values once, where they enter."""
+        bad = [name for name in self.__struct_fields__ if not getattr(self, name) > 0]
+        if bad:
+            raise ValueError(f"{bad[0]} must be above 0")
+
+    def record(self) -> Any:
+        """The thresholds as the kernel reads them."""
+        return np.array(
+            [
+                (
+                    int(self.late_seconds * 1e6),
+                    int(self.clock_skew_seconds * 1e6),
+                    self.cell_voltage_rate_volt_per_second,
+                    self.temperature_rate_celsius_per_second,
+                    self.stuck_samples,
+                    self.stuck_volt,
+                    self.sum_tolerance,
+                    self.sign_step_c_rate,
+                )
+            ],
+            rules.SETTINGS,
+        )[0]
+
+
+class QualityState:
+    """The devices of one shard as the quality rules see them."""
+
+    def __init__(self, settings: QualitySettings, fleet: Fleet, snapshot: tuple[Any, ...] | None = None) -> None:
+        self._settings = settings.record()
+        self._cells = np.zeros(1024, rules.CELL)
+        self._used = 0
+        if snapshot is None:
+            self.table = DeviceTable(rules.STATE, fleet)
+            return
+        if snapshot[0] != "v1":
+            raise StateError(f"quality state of version {snapshot[0]!r}: this voltmill reads v1; start a new store")
+        self.table = DeviceTable(rules.STATE, fleet, snapshot[1])
+        self._cells = np.frombuffer(snapshot[2], rules.CELL).copy()
+        self._used = len(self._cells)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of state."""
+        return self.table.nbytes + self._used * rules.CELL.itemsize
+
+    def apply(self, telemetry: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with its quality bits; rows in arrival order."""
+        table = self.table
+        ids = telemetry.column("device_id")
+        known = len(table)
+        slots = table.slots(ids)
+        fresh = table.rows[known : len(table)]
+        for name in ("newest_time", "seen_time", "recent_time"):
+            fresh[name] = np.iinfo(np.int64).min
+        for name in ("temperature_low", "temperature_high"):
+            fresh[name] = np.nan
+        cell_at, cells = columns.lists(telemetry.column("cell_voltage_volt"))
+        self._reserve(slots, cell_at)
+        bits = telemetry.column("quality_bits").to_numpy() & np.uint32(GIVEN)
+        rules.judge(
+            table.rows,
+            table.facts,
+            self._cells,
+            slots,
+            columns.times(telemetry.column("event_time")),
+            columns.times(telemetry.column("ingest_time")),
+            *columns.counters(telemetry.column("seq")),
+            columns.floats(telemetry.column("current_ampere")),
+            columns.floats(telemetry.column("voltage_volt")),
+            cell_at,
+            cells,
+            *columns.lists(telemetry.column("cell_temperature_celsius")),
+            self._settings,
+            bits,
+        )
+        return telemetry.set_column(_BITS, TELEMETRY.field(_BITS), pa.array(bits))
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """Version, device table and cell arena: a copy."""
+        return ("v1", self.table.snapshot(), self._cells[: self._used].tobytes())
+
+    def _reserve(self, slots: NDArray[np.int32], cell_at: NDArray[np.int32]) -> None:
+        wanted = self._used + rules.cells_wanted(self.table.rows, slots, cell_at)
+        if wanted > len(self._cells):
+            grown = np.zeros(max(wanted, 2 * len(self._cells)), rules.CELL)
+            grown[: self._used] = self._cells[: self._used]
+            self._cells = grown
+        self._used = rules.reserve(self.table.rows, self._cells, slots, cell_at, self._used)
+
+
+@dataclass
+class _Logic(StatefulBatchLogic[pa.RecordBatch, pa.RecordBatch, Any]):
+    state: QualityState
+    observe: Callable[[float], None]
+
+    def on_batch(self, values: list[pa.RecordBatch]) -> tuple[Iterable[pa.RecordBatch], bool]:
+        begin = time.perf_counter()
+        out = [self.state.apply(batch) for batch in values]
+        self.observe(time.perf_counter() - begin)
+        return out, StatefulBatchLogic.RETAIN
+
+    def snapshot(self) -> Any:
+        return self.state.snapshot()
+
+
+@operator
+def quality(
+    step_id: str,
+    up: KeyedStream[pa.RecordBatch],
+    *,
+    settings: QualitySettings,
+    fleet: Fleet,
+    observe: Callable[[float], None] = lambda _: None,
+) -> KeyedStream[pa.RecordBatch]:
+    """Judge every row.
+
+    Args:
+        step_id: Unique id of the step.
+        up: ``TELEMETRY`` batches keyed by shard; the rows of a device come in arrival order.
+        settings: Thresholds.
+        fleet: Limits and capacities by device.
+        observe: Called with the seconds that each batch took.
+
+    Returns:
+        The same batches with ``quality_bits``. No row is dropped; state is one slot a device.
+    """
+
+    def build(snapshot: Any | None) -> _Logic:
+        return _Logic(QualityState(settings, fleet, snapshot), observe)
+
+    return op.stateful_batch("judge", up, build)
