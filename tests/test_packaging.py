@@ -1,0 +1,122 @@
+"""The layout: source folders at the top level, one package `voltmill` when imported, built and installed."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import grimp
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("flows", "operators", "connectors", "kernels")
+
+# Runs in a process of its own, in a folder of its own, with the installed wheel before the editable install.
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys
+site = sys.argv[1]
+sys.path.insert(0, site)
+import voltmill
+for module in pkgutil.walk_packages(voltmill.__path__, "voltmill."):
+    importlib.import_module(module.name)
+ours = {name: module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "voltmill"}
+assert all(file.startswith(site) for file in ours.values()), ours
+print(*sorted(ours))
+"""
+LOAD_MODELS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from voltmill.operators.model import SHIPPED, OnnxModel
+assert str(SHIPPED).startswith(sys.argv[1]), SHIPPED
+print(*(OnnxModel(file).contract.target for file in SHIPPED.glob("*.onnx")))
+"""
+RUN_SCRIPT = """
+import sys
+from importlib.metadata import distribution
+sys.path.insert(0, sys.argv.pop(1))
+voltmill = distribution("voltmill")
+assert str(voltmill.locate_file("")) == sys.path[0], voltmill.locate_file("")
+(script,) = voltmill.entry_points.select(group="console_scripts", name="voltmill")
+sys.exit(script.load()())
+"""
+
+
+def source_files() -> set[str]:
+    """What stands in the code folders, under the names it has in the package."""
+    files = (file for layer in LAYERS for file in (ROOT / layer).rglob("*") if file.is_file())
+    return {f"voltmill/{file.relative_to(ROOT)}" for file in files if "__pycache__" not in file.parts}
+
+
+def modules() -> set[str]:
+    """The dotted name of every module of the package."""
+    files = source_files() | {"voltmill/__init__.py"}
+    return {name[:-3].removesuffix("/__init__").replace("/", ".") for name in files if name.endswith(".py")}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")))
+    return Path(built)
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, installed: one of pure Python is unpacked and nothing else."""
+    site = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site
+
+
+def run(code: str, *arguments: str | Path, cwd: Path) -> str:
+    command = [sys.executable, "-I", "-W", "error", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_all_of_the_package_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {name for name in names if ".dist-info/" not in name}
+    assert package == source_files() | {"voltmill/__init__.py", "voltmill/py.typed"}
+    assert "voltmill/flows/graph.py" in package
+    assert any(name.startswith("voltmill/operators/models/") and name.endswith(".onnx") for name in package)
+    assert any(name.startswith("voltmill/kernels/") and name.endswith(".json") for name in package)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_every_module_of_the_wheel_imports_without_a_warning(site: Path, tmp_path: Path) -> None:
+    assert set(run(IMPORT_EVERYTHING, site, cwd=tmp_path).split()) == modules()
+
+
+def test_the_wheel_finds_its_models(site: Path, tmp_path: Path) -> None:
+    assert "soc" in run(LOAD_MODELS, site, cwd=tmp_path).split()
+
+
+def test_the_command_of_the_wheel_answers(site: Path, tmp_path: Path) -> None:
+    helped = run(RUN_SCRIPT, site, "--help", cwd=tmp_path)
+    assert all(command in helped for command in ("demo", "run", "replay", "simulate", "check", "models"))
+
+
+def test_the_links_lead_to_every_module() -> None:
+    """A link that is missing or not followed would leave the layers unchecked, and the check would pass."""
+    assert grimp.build_graph("voltmill", cache_dir=None).modules == modules()
+
+
+def test_imports_run_one_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0, capsys.readouterr().out
+
+
+def test_the_lock_matches_the_declared_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (locked,) = (p for p in tomllib.loads((ROOT / "uv.lock").read_text())["package"] if p["name"] == "voltmill")
+
+    def names(requirements: list[str]) -> set[str]:
+        return {requirement.split(">")[0].split("=")[0] for requirement in requirements}
+
+    assert {p["name"] for p in locked["dependencies"]} == names(project["project"]["dependencies"])
+    for group, requirements in project["dependency-groups"].items():
+        assert {p["name"] for p in locked["dev-dependencies"][group]} == names(requirements)
