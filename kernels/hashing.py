@@ -39,9 +39,7 @@ def shard_order(hashes: NDArray[np.uint64], shards: int, order: NDArray[np.int64
 
 
 @inline
-def _same_id(
-    data: NDArray[np.uint8], begin: int, end: int, ids: NDArray[np.uint8], id_begin: int, id_end: int
-) -> bool:
+def _same_id(data: NDArray[np.uint8], begin: int, end: int, ids: NDArray[np.uint8], id_begin: int, id_end: int) -> bool:
     if end - begin != id_end - id_begin:
         return False
     for k in range(end - begin):

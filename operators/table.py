@@ -110,9 +110,7 @@ class DeviceTable:
         hashes: NDArray[np.uint64],
         slots: NDArray[np.int32],
     ) -> int:
-        return find_slots(
-            offsets, data, hashes, self._buckets, self._hashes, self._id_offsets, self._ids, slots
-        )
+        return find_slots(offsets, data, hashes, self._buckets, self._hashes, self._id_offsets, self._ids, slots)
 
     def _add(self, ids: list[str]) -> None:
         encoded = pa.array(ids, pa.string())
