@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the set-up scripts; sourced, never run. The caller is bash with `set -euo pipefail`, in the repository's root.
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
