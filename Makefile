@@ -33,8 +33,9 @@ fmt: dev-env ## format the code and mend what ruff can
 bench: dev-env ## messages per second on one core, and what limits them
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
-train: train-env ## train the shipped models anew (downloads PyTorch; the data lie in VOLTMILL_DATA)
-	@$(BIN)/python -m training.soc $(ARGS)
+train: train-env ## fit the cell, train the models anew (downloads PyTorch; data: VOLTMILL_DATA)
+	@$(BIN)/python training/cell_model.py
+	@$(BIN)/python training/soc.py $(ARGS)
 
 clean: ## remove what was built and cached; .venv stays
 	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
