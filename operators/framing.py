@@ -1,0 +1,84 @@
+"""From the bytes of a message to the bytes of its JSON objects: one, an array of them, or lines (NDJSON).
+
+Gives slices, not values: each object is parsed once, by whom it concerns. An element that is not JSON,
+such as one with a NaN in it, is cut out as well as its neighbours and costs none of them.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from voltmill.operators.sample import Refused
+
+_SPACE: Final = b" \t\r\n"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+# What gives an array its shape: whole texts, so that what they say is not taken for it, and brackets.
+# Possessive, so that a text without an end costs one pass.
+_SHAPE: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)
+_raw: Final[Callable[[bytes], msgspec.Raw]] = msgspec.json.Decoder(msgspec.Raw).decode
+_raw_elements: Final[Callable[[bytes], list[msgspec.Raw]]] = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def split(payload: bytes) -> list[bytes]:
+    """The texts of a payload's elements, in order; of a payload that is no array and no lines itself.
+
+    Raises:
+        Refused: ``empty``; ``wrong_type`` if an array holds no object.
+
+    Example:
+        >>> split(b'[{"a": 1}, {"a": NaN}]')
+        [b'{"a": 1}', b'{"a": NaN}']
+        >>> split(b'{"a": 1}' + bytes([10]) + b'{"a": 2}')
+        [b'{"a": 1}', b'{"a": 2}']
+    """
+    text = payload.removeprefix(_BYTE_ORDER_MARK).strip(_SPACE)
+    if not text:
+        raise Refused("empty", "the payload is empty")
+    if text.startswith(b"["):
+        return _elements(text)
+    if b"\n" not in text or _is_json(text):
+        return [text]
+    lines = [line.strip(_SPACE) for line in text.split(b"\n")]
+    lines = [line for line in lines if line]
+    # A broken object over many lines is no NDJSON; one broken line among whole objects is.
+    return lines if any(line.startswith(b"{") and line.endswith(b"}") for line in lines) else [text]
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        _raw(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _elements(text: bytes) -> list[bytes]:
+    try:
+        elements = [bytes(element) for element in _raw_elements(text)]
+    except (msgspec.DecodeError, RecursionError):
+        elements = _by_shape(text)
+    if not elements:
+        raise Refused("empty", "an array without elements")
+    if elements != [text] and not any(element.startswith(b"{") for element in elements):
+        # A thousand numbers in an array are one wrong message, not a thousand.
+        raise Refused("wrong_type", "an array without an object in it")
+    return elements
+
+
+def _by_shape(text: bytes) -> list[bytes]:
+    """The elements of an array whose brackets close, whatever is in them; else the text as it is."""
+    elements, depth, begin = [], 0, 1
+    for token in _SHAPE.finditer(text):
+        character = token.group()
+        if character in (b"[", b"{"):
+            depth += 1
+        elif character in (b"]", b"}"):
+            depth -= 1
+        if depth == 0 or (depth == 1 and character == b","):
+            elements.append(text[begin : token.start()].strip(_SPACE))
+            begin = token.end()
+        if depth == 0:
+            return elements if character == b"]" and begin == len(text) else [text]
+    return [text]
