@@ -1,9 +1,11 @@
 """The layout: source folders at the top level, one package `voltmill` when imported, built and installed."""
 
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import grimp
@@ -13,6 +15,8 @@ from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("flows", "operators", "connectors", "kernels")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
 
 # Runs in a process of its own, in a folder of its own, with the installed wheel before the editable install.
 IMPORT_EVERYTHING = """
@@ -110,13 +114,22 @@ def test_imports_run_one_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0, capsys.readouterr().out
 
 
+def declared(requirements: list[str]) -> set[str]:
+    """The names in a list of requirements."""
+    return {re.split("[^a-z0-9-]", requirement)[0] for requirement in requirements}
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """The demo runs without the development group, and without luck about what other packages depend on."""
+    graph = grimp.build_graph("voltmill", include_external_packages=True, cache_dir=None)
+    imported = {module.split(".")[0] for module in graph.modules} - sys.stdlib_module_names
+    owners = packages_distributions()
+    needed = {owner.lower().replace("_", "-") for module in imported for owner in owners.get(module, [module])}
+    assert needed - {"voltmill"} <= declared(PYPROJECT["project"]["dependencies"])
+
+
 def test_the_lock_matches_the_declared_dependencies() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    (locked,) = (p for p in tomllib.loads((ROOT / "uv.lock").read_text())["package"] if p["name"] == "voltmill")
-
-    def names(requirements: list[str]) -> set[str]:
-        return {requirement.split(">")[0].split("=")[0] for requirement in requirements}
-
-    assert {p["name"] for p in locked["dependencies"]} == names(project["project"]["dependencies"])
-    for group, requirements in project["dependency-groups"].items():
-        assert {p["name"] for p in locked["dev-dependencies"][group]} == names(requirements)
+    (locked,) = (package for package in LOCK["package"] if package["name"] == "voltmill")
+    assert {p["name"] for p in locked["dependencies"]} == declared(PYPROJECT["project"]["dependencies"])
+    for group, requirements in PYPROJECT["dependency-groups"].items():
+        assert {p["name"] for p in locked["dev-dependencies"][group]} == declared(requirements)
