@@ -40,7 +40,7 @@ def _ignore(seconds: float) -> None:
     pass
 
 
-class MqttPartition(StatefulSourcePartition[pa.RecordBatch, Snapshot]):  # type: ignore[misc]
+class MqttPartition(StatefulSourcePartition[pa.RecordBatch, Snapshot]):
     """One topic filter.
 
     Bytewax calls the first ``next_batch`` after a ``snapshot`` only when the epoch of that snapshot is
@@ -139,7 +139,7 @@ def _offset(resume_state: Snapshot | None) -> int:
     return offset
 
 
-class MqttSource(FixedPartitionedSource[pa.RecordBatch, Snapshot]):  # type: ignore[misc]
+class MqttSource(FixedPartitionedSource[pa.RecordBatch, Snapshot]):
     """Batches of messages as ``RAW``: ``source`` is mqtt, ``source_partition`` the topic filter,
     ``source_offset`` the running number of the message in its partition, counted on over restarts.
 

@@ -72,7 +72,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Write ``"${NAME}"`` to take it from the environment."""
     protocol: Literal["5", "3.1.1"] = "5"
     """MQTT version. Under 3.1.1 only the broker limits what is in flight (Mosquitto: set
-    ``max_inflight_messages 0``; its default of 20 lets 20 messages through per epoch)."""
+    ``max_inflight_messages 65535``; its default of 20 lets 20 messages through per epoch)."""
     tls: TlsSettings | None = None
     """TLS, if the table is there."""
     keepalive_seconds: int = 30
