@@ -5,7 +5,7 @@ an envelope around samples. Gives a ``Sample`` or a ``Rejected`` for every eleme
 element costs no neighbour, and nothing is raised. All checks are those of ``sample``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
@@ -14,14 +14,16 @@ from voltmill.operators.dialects import SHIPPED
 from voltmill.operators.documents import documents
 from voltmill.operators.envelope import Unwrapper
 from voltmill.operators.mapping_sources import Reader, reader
-from voltmill.operators.mapping_spec import MEASURED, QUANTITIES, REQUIRED, UNITS, Column, MappingSpec, column_of
+from voltmill.operators.mapping_spec import MEASURED, QUANTITIES, REQUIRED, UNITS, Column, MappingSpec, column_of, meant
 from voltmill.operators.sample import DecodeSettings, Refused, Rejected, Sample, check, refusal
 
-__all__ = ["SHIPPED", "UNITS", "Column", "Fit", "Mapper", "MappingSpec", "Rejected", "fit"]
+__all__ = ["SHIPPED", "UNITS", "ByTopic", "Column", "Fit", "Mapper", "MappingSpec", "Rejected", "build_mapper", "fit"]
 
 # What rejected elements repeat of the message around them, all of one payload together, in payload sizes:
 # without a bound, a large envelope around thousands of bad rows would fill the memory.
 _REPEATED: Final = 4
+#: Topics whose mapping is remembered.
+_TOPICS: Final = 65_536
 #: Readings beyond these are surely in another unit: no cell has 10 V, none lives above 200 °C.
 _ABSURD: Final = {"cell_voltage_volt": (10.0, "mV"), "cell_temperature_celsius": (200.0, "dC or K")}
 
@@ -111,6 +113,66 @@ class Mapper:
         sample = Sample(converted=converted, **values)
         check(sample, self._settings)
         return sample
+
+
+class ByTopic:
+    """Many mappings in one flow: each message goes to the first whose topic filter matches.
+
+    Args:
+        routes: Topic filter and mapping, in order of preference.
+        default: The mapping of all other topics, and of sources without topics.
+    """
+
+    def __init__(self, routes: Sequence[tuple[str, Mapper]], default: Mapper) -> None:
+        self._routes = [(filter_.split("/"), mapper) for filter_, mapper in routes]
+        self._default = default
+        self._known: dict[str, Mapper] = {}
+
+    def samples(self, payload: bytes, topic: str | None) -> tuple[list[Sample], list[Rejected]]:
+        """As ``Mapper.samples``."""
+        if topic is None:
+            return self._default.samples(payload, topic)
+        mapper = self._known.get(topic)
+        if mapper is None:
+            mapper = next((m for levels, m in self._routes if _matches(levels, topic.split("/"))), self._default)
+            if len(self._known) < _TOPICS:
+                self._known[topic] = mapper
+        return mapper.samples(payload, topic)
+
+
+def _matches(levels: list[str], topic: list[str]) -> bool:
+    """Whether a topic matches a filter: + is any level, # any rest (MQTT 5, section 4.7)."""
+    for place, level in enumerate(levels):
+        if level == "#":
+            return True
+        if place >= len(topic) or level not in ("+", topic[place]):
+            return False
+    return len(levels) == len(topic)
+
+
+def build_mapper(settings: DecodeSettings, mappings: Mapping[str, MappingSpec]) -> Mapper | ByTopic:
+    """What ``decode`` is to use: ``decode.mapping``, and by topic each mapping that names one.
+
+    Args:
+        settings: The ``[decode]`` table.
+        mappings: The ``[mapping.NAME]`` tables; a name of ``SHIPPED`` takes the place of the shipped one.
+
+    Raises:
+        ValueError: A mapping is wrong, or there is none of that name; one line.
+
+    Example:
+        >>> build_mapper(DecodeSettings(mapping="compat"), {})
+        Traceback (most recent call last):
+        ValueError: decode.mapping: there is no mapping "compat" (did you mean "compact"?)
+    """
+    known = {**SHIPPED, **mappings}
+    if settings.mapping not in known:
+        hint = meant(settings.mapping, known)
+        raise ValueError(f'decode.mapping: there is no mapping "{settings.mapping}"{hint}')
+    compiled = {name: Mapper(known[name], settings, name=name) for name in {*mappings, settings.mapping}}
+    routes = [(spec.topic, compiled[name]) for name, spec in mappings.items() if spec.topic]
+    default = compiled[settings.mapping]
+    return ByTopic(routes, default) if routes else default
 
 
 class Fit(NamedTuple):

@@ -54,7 +54,7 @@ UNITS: Final[dict[str, dict[str, tuple[float, float]]]] = {
 
 
 class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where one column comes from; in TOML a text stands for ``{ path = "..." }``.
+    """Where one column comes from; in TOML a text or an array stands for ``{ path = ... }``.
 
     One of ``path``, ``pattern``, ``charge`` with ``discharge``, or ``constant`` names the source. A number
     then becomes ``sign * (raw * scale + offset)`` with the part in brackets converted from ``unit``.
@@ -104,6 +104,9 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class MappingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One ``[mapping.NAME]`` table: a dialect of JSON described instead of programmed."""
 
+    topic: str = ""
+    """MQTT topic filter: what is published there is of this dialect, whatever ``decode.mapping`` says. So
+    senders of many dialects share a flow."""
     envelope: str = ""
     """Path of the object, or array of objects, that holds the samples; empty: the message itself. Where it
     is absent, the same name with ``_base64`` is read, as in CloudEvents."""
@@ -112,7 +115,7 @@ class MappingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     time_zone: str = ""
     """IANA name of the zone of times without an offset; empty: ``decode.time_zone``."""
     columns: dict[str, Any]
-    """Column of ``TELEMETRY`` -> a path, or a table as in ``Column``."""
+    """Column of ``TELEMETRY`` -> a path (for ``device_id`` also an array of them), or a table as in ``Column``."""
 
 
 def column_of(name: str, source: Any, place: str) -> Column:
@@ -129,10 +132,10 @@ def column_of(name: str, source: Any, place: str) -> Column:
         ValueError: mapping: columns.voltage is no telemetry column (did you mean "voltage_volt"?)
     """
     if name not in QUANTITIES:
-        raise ValueError(f"{place}: columns.{name} is no telemetry column{_meant(name, QUANTITIES)}")
+        raise ValueError(f"{place}: columns.{name} is no telemetry column{meant(name, QUANTITIES)}")
     at = f"{place}: columns.{name}"
-    if isinstance(source, str):
-        source = Column(path=source)
+    if isinstance(source, str | list):
+        source = _convert({"path": source}, at)
     elif not isinstance(source, Column):
         source = _convert(source, at)
     column: Column = source
@@ -146,7 +149,7 @@ def _convert(source: Any, at: str) -> Column:
     if isinstance(source, dict):
         for key in source:
             if key not in Column.__struct_fields__:
-                raise ValueError(f'{at}: unknown key "{key}"{_meant(str(key), Column.__struct_fields__)}')
+                raise ValueError(f'{at}: unknown key "{key}"{meant(str(key), Column.__struct_fields__)}')
     try:
         return msgspec.convert(source, Column)
     except msgspec.ValidationError as error:
@@ -198,7 +201,7 @@ def _wrong_number(name: str, column: Column) -> str:
         hint = "; s, ms, us and ns are told apart by size" if quantity == "time" else ""
         return f"it has no unit{hint}"
     if column.unit and column.unit not in units:
-        return f'unknown unit "{column.unit}"{_meant(column.unit, units)}; there are {", ".join(units)}'
+        return f'unknown unit "{column.unit}"{meant(column.unit, units)}; there are {", ".join(units)}'
     if not (math.isfinite(column.scale) and math.isfinite(column.offset)) or column.scale == 0:
         return "scale and offset are finite numbers, and scale is not 0"
     if column.sign not in (1, -1):
@@ -210,9 +213,10 @@ def _wrong_number(name: str, column: Column) -> str:
     return ""
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    """A hint if a known word is close."""
-    known = list(known)
-    # Half a column's name is its usual short form: "voltage", "current", "soc".
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [k for k in known if len(word) > 1 and word in k][:1]
-    return f' (did you mean "{close[0]}"?)' if close else ""
+def meant(word: str, known: Iterable[str]) -> str:
+    """A hint if a known word is close, else nothing."""
+    # In lower case: "mv" is meant to be mV. Half a column's name is its usual short form: "voltage", "soc".
+    lower = {name.lower(): name for name in known}
+    word = word.lower()
+    close = difflib.get_close_matches(word, lower, 1, 0.6) or [k for k in lower if len(word) > 1 and word in k][:1]
+    return f' (did you mean "{lower[close[0]]}"?)' if close else ""

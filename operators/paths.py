@@ -6,6 +6,7 @@ and gives the raw JSON value or ``MISSING``. The text of a path is looked at onc
 
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Final
 
 from voltmill.operators.mapping_spec import Column
@@ -123,7 +124,7 @@ def pattern_getter(column: Column, limit: int) -> Getter:
         holder = follow(obj, head)
         if type(holder) is not dict:
             return MISSING
-        values = [holder.get(key) for key in layout.order(holder)]
+        values = layout.values(holder)
         if not tail:
             return values
         return [None if v is MISSING else v for v in (follow(v, tail) for v in values)]
@@ -138,21 +139,22 @@ class _Layout:
         before, after = stem.split("{n}")
         self._key = re.compile(re.escape(before) + r"(\d{1,6})" + re.escape(after), re.ASCII)
         self._first, self._count, self._limit = first, count, limit
-        self._known: dict[tuple[str, ...], list[str | None]] = {}
+        self._known: dict[tuple[str, ...], Callable[[dict[str, Any]], list[Any]]] = {}
 
-    def order(self, holder: dict[str, Any]) -> list[str | None]:
-        """The keys to read, ``None`` (which is no JSON key) where a number is missing."""
+    def values(self, holder: dict[str, Any]) -> list[Any]:
+        """The values in the order of the number in their key."""
         keys = tuple(holder)
-        order = self._known.get(keys)
-        if order is None:
-            order = self._find(keys)
+        pick = self._known.get(keys)
+        if pick is None:
+            pick = _picker(self._find(keys))
             if len(keys) <= _LAYOUT_KEYS:
                 if len(self._known) >= _LAYOUTS:
                     self._known.clear()
-                self._known[keys] = order
-        return order
+                self._known[keys] = pick
+        return pick(holder)
 
     def _find(self, keys: tuple[str, ...]) -> list[str | None]:
+        """The keys to read, ``None`` where a number is missing."""
         numbered = {int(m[1]): key for key in keys if (m := self._key.fullmatch(key))}
         if not numbered:
             return []
@@ -161,3 +163,10 @@ class _Layout:
         if size > self._limit:
             raise Refused("cell_count", f"keys numbered up to {max(numbered)}, at most {self._limit} values are taken")
         return [numbered.get(n) for n in range(first, first + size)]
+
+
+def _picker(order: list[str | None]) -> Callable[[dict[str, Any]], list[Any]]:
+    if len(order) < 2 or None in order:
+        return lambda holder: [None if key is None else holder[key] for key in order]
+    pick = itemgetter(*order)
+    return lambda holder: list(pick(holder))
