@@ -9,8 +9,8 @@ G. L. Plett, J. Power Sources 134, 2004) predicts by the charge that flowed and 
 
 - R: a Laplace density of scale b has the variance 2 b^2. The filter assumes measurement errors that are
   white; the model's are correlated over minutes, so a sample that comes dt after the last one brings only
-  dt / correlation_seconds of an independent measurement: R = 2 b^2 * max(correlation_seconds / dt, 1), the
-  usual inflation for correlated errors (Y. Bar-Shalom et al., Estimation with Applications, 2001, 8.2).
+  dt / correlation_seconds of an independent measurement: R = 2 b^2 * max(correlation_seconds / dt, 1). (The
+  effective number of independent samples: C. E. Leith, J. Appl. Meteorol. 12, 1973.)
 - P: the current is held between two samples; the charge error of that grows with dt, its variance with
   dt^2, so after a long gap the filter trusts the model again.
 
@@ -39,6 +39,9 @@ COASTED: Final = np.uint8(2)
 _WARM_UP: Final = np.uint32(Quality.WARM_UP)
 # Variance of a SOC of which nothing is known: uniform on 0..100 %.
 _IGNORANT: Final = 100.0**2 / 12.0
+# Interval that the first sample of a device stands for, s: a start at rest is worth more than one sample in a
+# row, a start under load is not worth a whole correlation time. Chosen on training records of the SOC model.
+_FIRST_SECONDS: Final = 60.0
 # C-rate assumed for the uncertainty where the current is unknown: an ordinary load.
 _UNKNOWN_C_RATE: Final = 1.0
 
@@ -46,7 +49,7 @@ _UNKNOWN_C_RATE: Final = 1.0
 @kernel
 def fuse(
     state: npt.NDArray[np.void],
-    slots: npt.NDArray[np.int64],
+    slots: npt.NDArray[np.integer],
     use: npt.NDArray[np.uint8],
     charge_step_ah: npt.NDArray[np.floating],
     interval_seconds: npt.NDArray[np.floating],
@@ -104,8 +107,9 @@ def fuse(
         measured = (
             use[i] == MEASURED and dt >= 0.0 and np.isfinite(mean[i]) and scale[i] > 0.0 and np.isfinite(scale[i])
         )
+        r = 2.0 * float(scale[i]) ** 2
         if measured:
-            m, r = float(mean[i]), 2.0 * float(scale[i]) ** 2
+            m = float(mean[i])
             if started:
                 # K = P / (P + r * max(correlation / dt, 1))
                 share = min(dt / correlation_seconds, 1.0)
@@ -113,10 +117,12 @@ def fuse(
                 s += gain * (m - s)
                 p *= 1.0 - gain
             else:
-                s, p, started = m, r, 1
+                # As uncertain as any other sample, so that the next ones count as much as the first.
+                s, p, started = m, min(r * max(correlation_seconds / _FIRST_SECONDS, 1.0), _IGNORANT), 1
         s = min(max(s, 0.0), 100.0)
         if started and (measured or use[i] == COASTED):
-            half = interval_factor * np.sqrt(p)
+            # Before the filter has settled, the model alone knows more than the filter claims.
+            half = interval_factor * np.sqrt(min(p, r) if measured else p)
             value[i], lo90[i], hi90[i] = s, max(s - half, 0.0), min(s + half, 100.0)
         else:
             value[i] = lo90[i] = hi90[i] = np.nan
