@@ -139,7 +139,7 @@ def _weakest_z(work: Any, n: int) -> float:
             deviation = work[right] - median
             right += 1
     mad = deviation if n % 2 else 0.5 * (before + deviation)
-    return (work[0] - median) / (1.4826 * max(mad, 0.0005))  # readings are stepped: 0.5 mV at least
+    return float((work[0] - median) / (1.4826 * max(mad, 0.0005)))  # readings are stepped: 0.5 mV at least
 
 
 @inline
@@ -283,7 +283,7 @@ def _interval(device: Any, time: int, settings: Any) -> float:
         device.rate_average[:] = 0.0
         return 0.0
     device.history_us += elapsed
-    return elapsed * 1e-6
+    return float(elapsed * 1e-6)
 
 
 @inline

@@ -74,15 +74,17 @@ SETTINGS: Final = np.dtype(
 
 #: What each rule looks for; the documentation is made from it.
 RULES: Final = {
-    Quality.DUPLICATE: "the message counter was seen among the last 64 of the device, at a time not newer than all seen; "
-    "without a counter: the event time is one of the last 8",
+    Quality.DUPLICATE: "the message counter was seen among the last 64 of the device, at a time not newer than all "
+    "seen; without a counter: the event time is one of the last 8",
     Quality.LATE: "out of order by more than `late_seconds`",
     Quality.OUT_OF_ORDER: "the event time is not after that of the newest accepted sample",
     Quality.CLOCK_SKEW: "the event time is ahead of the arrival by more than `clock_skew_seconds`",
-    Quality.GAP_BEFORE: "the message counter skipped, or more than the fleet entry's `gap_seconds` since the sample before",
-    Quality.RANGE: "a cell voltage, a temperature or the current is outside the fleet entry's `limits`, or not measured",
-    Quality.RATE: "a cell moved faster than `cell_voltage_rate_volt_per_second`, or the coldest or warmest probe faster "
-    "than `temperature_rate_celsius_per_second`",
+    Quality.GAP_BEFORE: "the message counter skipped, or more than the fleet entry's `gap_seconds` since the sample "
+    "before",
+    Quality.RANGE: "a cell voltage, a temperature or the current is outside the fleet entry's `limits`, or not "
+    "measured",
+    Quality.RATE: "a cell moved faster than `cell_voltage_rate_volt_per_second`, or the coldest or warmest probe "
+    "faster than `temperature_rate_celsius_per_second`",
     Quality.STUCK: "a cell reading did not change for `stuck_samples` samples while the mean of the cells moved by "
     "`stuck_volt`",
     Quality.SIGN_SUSPECT: "over many current steps the voltage fell when the current rose: the sign looks reversed",
@@ -91,7 +93,8 @@ RULES: Final = {
     Quality.UNIT_CONVERTED: "set by `decode`: a mapping scaled, offset or sign-flipped a value",
     Quality.REISSUED: "set by `decode`: a dead letter that was sent again",
     Quality.UNKNOWN_CELL: "set by `estimate`: no fleet entry, or its cell type is not the model's; the value is null",
-    Quality.OUT_OF_DOMAIN: "set by `estimate`: an input of the model is missing or outside its valid range; the value is null",
+    Quality.OUT_OF_DOMAIN: "set by `estimate`: an input of the model is missing or outside its valid range; the value "
+    "is null",
     Quality.WARM_UP: "set by `estimate`: less history than the model's contract asks for",
     Quality.MODEL_FAILED: "set by `estimate`: the model raised or returned no number; the value is a fallback",
 }
@@ -118,7 +121,7 @@ def _count_seq(device: Any, seq: Any, time: int) -> int:
         ahead = seq - device.newest_seq
         device.seen_seq = (device.seen_seq << ahead) | np.uint64(1) if ahead < _SEQ_WINDOW else np.uint64(1)
         device.newest_seq = seq
-        return np.int64(min(ahead - np.uint64(1), np.uint64(1 << 62)))
+        return int(min(ahead - np.uint64(1), np.uint64(1 << 62)))
     behind = device.newest_seq - seq
     if behind < _SEQ_WINDOW:
         bit = np.uint64(1) << behind

@@ -13,7 +13,8 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 
 from voltmill.kernels import features as kernels
-from voltmill.kernels.feature_table import WINDOWS, features as feature_table
+from voltmill.kernels.feature_table import WINDOWS
+from voltmill.kernels.feature_table import features as feature_table
 from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.schema import REFUSED, TELEMETRY
 from voltmill.operators import columns

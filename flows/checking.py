@@ -1,0 +1,78 @@
+"""``voltmill check`` and ``voltmill models``: what is there, what is wrong with it, how to mend it."""
+
+from pathlib import Path
+
+from voltmill.flows import graph
+from voltmill.flows.config import Config, ConfigError, load
+from voltmill.kernels.feature_table import features
+from voltmill.operators.dialects import SHIPPED
+from voltmill.operators.mapping import fit
+from voltmill.operators.model import Model, ModelError, OnnxModel, discover
+
+Findings = tuple[list[str], list[str]]
+"""Problems, and what else there is to say, a line each."""
+
+
+def check_file(file: Path, config: Config) -> Findings:
+    """Check a configuration, a sample message or a model file, by the ending of its name."""
+    if file.suffix == ".toml":
+        return _configuration(file)
+    if file.suffix == ".onnx":
+        return _model(file)
+    return _message(file, config)
+
+
+def describe_models() -> Findings:
+    """Every model found, with contract and errors."""
+    found = discover(known_features={f.name for f in features()})
+    return found.problems, [line for name, model in found.models.items() for line in _described(name, model)]
+
+
+def _configuration(file: Path) -> Findings:
+    try:
+        config = load(file)
+        graph.mapper(config)
+        found = graph.models(config, "live")
+    except ConfigError as e:
+        return [str(e)], []
+    report = [f"{file}: good"]
+    if not config.fleet:
+        report.append("no [[fleet]] table: every device is unknown and gets no prediction")
+    cells = {model.contract.cell_type for _, _, model in found}
+    report += [
+        f'[[fleet]] match = "{e.match}": no model was made for cell type "{e.cell_type}": no predictions'
+        for e in config.fleet
+        if e.cell_type not in cells
+    ]
+    return [], report
+
+
+def _message(file: Path, config: Config) -> Findings:
+    try:
+        payload = file.read_bytes()
+    except OSError as e:
+        return [f"{file}: cannot be read: {e.strerror}"], []
+    found = fit(payload, mappings={**SHIPPED, **config.mapping}, settings=config.decode)
+    if fitting := [f.mapping for f in found if not f.problems]:
+        return [], [f"{file}: fits the mapping {fitting[0]}", *(f"  it also fits {name}" for name in fitting[1:])]
+    best = found[0]
+    return [f"{file}: fits no mapping; nearest is {best.mapping}:", *(f"  {line}" for line in best.problems)], []
+
+
+def _model(file: Path) -> Findings:
+    try:
+        model = OnnxModel(file, known_features={f.name for f in features()})
+    except ModelError as e:
+        return [str(e)], []
+    return [], _described(file.stem, model)
+
+
+def _described(name: str, model: Model) -> list[str]:
+    c = model.contract
+    lines = [
+        f"{name}: {c.target} in {c.unit}, for {c.cell_type} ({c.nominal_ah:g} Ah a cell), version {c.version}",
+        f"  sha256 {model.sha256}, {len(c.features)} features" + (", fused with coulomb counting" if c.fusion else ""),
+    ]
+    for case, errors in c.errors.items():
+        lines.append(f"  {case}: " + ", ".join(f"{k} {v:.2f}" for k, v in errors.items()))
+    return lines

@@ -1,0 +1,253 @@
+"""The command line.
+
+Exit status 0 when it did what was asked, 2 for a wrong configuration or call, 1 otherwise. Errors are
+one line on standard error; ``--debug`` gives the traceback.
+"""
+
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from voltmill import __version__
+from voltmill.flows.config import ConfigError, load
+
+app = typer.Typer(
+    name="voltmill",
+    help="Battery telemetry to state of charge, health and alerts, as a stream.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
+app.add_typer(_run, name="run")
+
+ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file; without it, the defaults.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"voltmill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    pass  # --debug is read in main, which sees errors first
+
+
+@_run.command("live")
+def live(
+    config: ConfigFile = None,
+    workers: Annotated[int, typer.Option("-w", "--workers", min=1, help="Worker threads of this process.")] = 1,
+    process: Annotated[int | None, typer.Option("-i", "--process-id", help="Index in the cluster.")] = None,
+    addresses: Annotated[str, typer.Option("-a", "--addresses", help="host:port;host:port of the cluster.")] = "",
+) -> None:
+    """MQTT in; telemetry, predictions and dead letters out, to lake and database."""
+    from voltmill.connectors.drain import Drain
+    from voltmill.flows import live as flow
+    from voltmill.flows import running
+    from voltmill.flows.metrics import Metrics
+
+    settings = load(config)
+    running.log_to_stderr(settings.run.log_level)
+    drain, metrics = Drain(), Metrics()
+    running.drain_on_signals(drain)
+    running.prepare()
+    if settings.run.metrics_port:
+        metrics.serve(settings.run.metrics_host, settings.run.metrics_port)
+    dataflow = flow.build(settings, drain, metrics)
+    running.log.info("running", extra={"topics": settings.mqtt.topics, "lake": settings.lake.url})
+    running.run(
+        dataflow,
+        settings.run,
+        workers=workers,
+        process=process,
+        addresses=[a for a in addresses.split(";") if a],
+    )
+    running.log.info("drained")
+
+
+@app.command()
+def replay(
+    lake: Annotated[str, typer.Option(help="Folder or URL that holds telemetry/.")],
+    out: Annotated[str, typer.Option(help="Folder or URL for the outputs; must hold none yet.")],
+    config: ConfigFile = None,
+    start: Annotated[str, typer.Option("--from", help="First event time, ISO 8601.")] = "",
+    stop: Annotated[str, typer.Option("--to", help="Event time to stop before, ISO 8601.")] = "",
+    warm_up: Annotated[float, typer.Option(min=0, help="Hours read before --from to warm the state up.")] = 1.0,
+    telemetry: Annotated[bool, typer.Option(help="Write telemetry/ with the new quality bits too.")] = False,
+) -> None:
+    """The archive through the same graph, at full speed."""
+    from voltmill.flows import running
+    from voltmill.flows.replay import replay as replay_
+
+    settings = load(config)
+    running.prepare()
+    first, last = _time(start, "--from"), _time(stop, "--to")
+    done = replay_(
+        settings,
+        lake,
+        out,
+        start=first,
+        stop=last,
+        warm_up=timedelta(hours=warm_up),
+        telemetry=telemetry,
+        on_progress=_Progress("file"),
+    )
+    typer.echo(
+        f"{done.rows} rows replayed in {done.seconds:.1f} s ({done.rows / done.seconds:.0f}/s), "
+        f"{done.predictions} predictions in {out}/predictions"
+    )
+    if first:
+        typer.echo(f"state warmed up on the {warm_up:g} h before {first.isoformat()}; before that it knew nothing")
+
+
+@app.command()
+def simulate(
+    config: ConfigFile = None,
+    truth: Annotated[Path | None, typer.Option(help="Folder for the truth, for scoring.")] = None,
+) -> None:
+    """A fleet with known truth, published over MQTT."""
+    import msgspec
+
+    from voltmill.flows import running
+    from voltmill.flows.simulate import Progress
+    from voltmill.flows.simulate import simulate as simulate_
+
+    settings = load(config)
+    running.log_to_stderr(settings.run.log_level)
+    running.prepare()
+
+    def show(progress: Progress) -> None:
+        late = f", {progress.behind_seconds:.1f} s behind" if progress.behind_seconds > 1 else ""
+        _line(f"{progress.published} messages, event time {progress.event_time:%Y-%m-%d %H:%M:%S}{late}")
+
+    summary = simulate_(settings.simulate, settings.mqtt, truth, show)
+    _line("")
+    typer.echo(msgspec.json.encode(summary).decode())
+
+
+@app.command()
+def publish(
+    file: Annotated[Path, typer.Argument(help="Any Parquet file.")],
+    topic: Annotated[str, typer.Option("--topic", "-t", help="MQTT topic.")],
+    config: ConfigFile = None,
+    device: Annotated[str | None, typer.Option(help="device_id put into each message.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Messages per second at most.")] = None,
+) -> None:
+    """The rows of a Parquet file as JSON messages: recorded telemetry made live."""
+    from voltmill.flows.publish import publish_parquet
+
+    settings = load(config)
+    sent = publish_parquet(file, settings.mqtt, topic=topic, device_id=device, limit=limit, rate=rate)
+    typer.echo(f"{sent} messages published to {topic}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A configuration (.toml), a message (.json) or a model (.onnx).")],
+    config: ConfigFile = None,
+) -> None:
+    """What is wrong with a configuration, a sample message or a model, and how to mend it."""
+    from voltmill.flows.checking import check_file
+
+    problems, report = check_file(file, load(config))
+    for line in report:
+        typer.echo(line)
+    for line in problems:
+        typer.echo(line, err=True)
+    if problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def models() -> None:
+    """The models found, their contracts and measured errors."""
+    from voltmill.flows.checking import describe_models
+
+    problems, report = describe_models()
+    for line in report:
+        typer.echo(line)
+    for line in problems:
+        typer.echo(line, err=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option(help="Where the results stay; default: a new folder here.")] = None,
+    seconds: Annotated[float, typer.Option(min=5, help="How long the fleet runs.")] = 60.0,
+    modules: Annotated[int, typer.Option(min=4, help="How many modules there are.")] = 256,
+    speed: Annotated[float, typer.Option(min=1, help="Event seconds per second.")] = 30.0,
+    broker: Annotated[str, typer.Option(help="mosquitto or amqtt; default: what is installed.")] = "",
+) -> None:
+    """The whole pipeline on this machine, about a minute; ends with a table."""
+    from voltmill.flows.demo import demo as demo_
+
+    if not demo_(folder, seconds=seconds, modules=modules, speed=speed, prefer=broker or None):
+        raise typer.Exit(1)
+
+
+class _Progress:
+    """A line that counts files and rows, on a terminal in place, else now and then."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._last = what, time.monotonic()
+
+    def __call__(self, done: int, total: int, rows: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last > 1:
+            self._last = now
+            _line(f"{self._what} {done} of {total}, {rows} rows", end=done == total)
+
+
+def _line(text: str, *, end: bool = False) -> None:
+    """Show progress on standard error, if someone is looking."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if end else ""))
+        sys.stderr.flush()
+
+
+def _time(text: str, option: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        time_ = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text}: not an ISO 8601 time, such as 2026-11-22T10:00:00Z") from None
+    return time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line."""
+    from voltmill.connectors.store import LakeError
+    from voltmill.operators.model import ModelError
+    from voltmill.operators.table import StateError
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="voltmill")
+    except (ConfigError, ModelError) as e:
+        _fail(e, 2, arguments)
+    except (LakeError, StateError, OSError, ValueError, RuntimeError) as e:
+        _fail(e, 1, arguments)
+
+
+def _fail(error: Exception, status: int, arguments: list[str]) -> None:
+    if "--debug" in arguments:
+        raise error
+    typer.echo(f"voltmill: {error}", err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

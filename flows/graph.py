@@ -1,0 +1,168 @@
+"""The graph: one shape for live, replay and demo, which differ only in sources and sinks.
+
+source -> decode -> shard -> quality -+-> features -> estimate -> predictions
+            |                         +-> telemetry archive
+            +-> dead letters
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import bytewax.operators as op
+import pyarrow as pa
+import pyarrow.compute as pc
+from bytewax.dataflow import Dataflow, Stream
+from bytewax.inputs import Source
+from bytewax.operators import KeyedStream
+from bytewax.outputs import Sink
+
+from voltmill.flows.config import Config, ConfigError
+from voltmill.flows.metrics import Metrics
+from voltmill.kernels.feature_table import features as feature_table
+from voltmill.kernels.schema import TIME
+from voltmill.operators.decode import decode
+from voltmill.operators.estimate import Mode, estimate
+from voltmill.operators.features import features
+from voltmill.operators.mapping import build_mapper
+from voltmill.operators.model import Model, ModelError, discover, load
+from voltmill.operators.quality import quality
+from voltmill.operators.sample import Mapper
+from voltmill.operators.shard import shard, shard_names
+
+Keyed = KeyedStream[pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Where the streams end; a stream without a sink goes nowhere."""
+
+    telemetry: Sequence[Sink[Any]] = ()
+    """``TELEMETRY`` with quality bits, keyed by shard."""
+    predictions: Sequence[Sink[Any]] = ()
+    """``PREDICTION``, keyed by shard."""
+    dead_letters: Sequence[Sink[Any]] = ()
+    """``DEAD_LETTER``, keyed by shard."""
+
+
+def build(
+    source: Source[pa.RecordBatch],
+    sinks: Sinks,
+    config: Config,
+    *,
+    decoded: bool = False,
+    mode: Mode = "live",
+    since: datetime | None = None,
+    metrics: Metrics | None = None,
+) -> Dataflow:
+    """Build the dataflow.
+
+    Args:
+        source: Emits batches of the ``RAW`` schema, or of ``TELEMETRY`` if ``decoded``.
+        sinks: Where telemetry, predictions and dead letters go.
+        config: Everything else.
+        decoded: Whether the source emits telemetry, as the lake does.
+        mode: Written into the predictions: live or replay.
+        since: Predictions for earlier event times are not given out: those samples only warm the state up.
+        metrics: What counts; a new one if not given.
+
+    Raises:
+        ConfigError: A mapping or a model of the configuration cannot be used.
+    """
+    metrics = metrics or Metrics()
+    fleet = config.devices
+    flow = Dataflow("voltmill")
+    stream = op.input("source", flow, source)
+    letters: list[Keyed] = []
+    if not decoded:
+        stream = op.inspect("raw", stream, lambda _, batch: metrics.on_raw(batch))
+        out = decode(
+            "decode",
+            stream,
+            mapper=mapper(config),
+            settings=config.decode,
+            keep_payload=config.archive.payload,
+            observe=metrics.observe("decode"),
+        )
+        stream = out.telemetry
+        letters.append(_keyed_letters("dead", out.dead_letters, config.run.shards))
+    # The number of shards is part of the step ids, so a store made for another number is not misread.
+    tag = f"{config.run.shards}"
+    keyed = shard(f"shard-{tag}", stream, shards=config.run.shards)
+    judged = quality(f"quality-{tag}", keyed, settings=config.quality, fleet=fleet, observe=metrics.observe("quality"))
+    judged = op.inspect("telemetry", judged, lambda _, item: metrics.on_telemetry(item[1]))
+    rows = features(
+        f"features-{tag}", judged, settings=config.features, fleet=fleet, observe=metrics.observe("features")
+    )
+    predictions: list[Keyed] = []
+    for name, entry_mode, model in models(config, mode):
+        found = estimate(
+            f"estimate-{name}-{tag}",
+            rows,
+            model=model,
+            fleet=fleet,
+            mode=entry_mode,
+            observe=metrics.observe("estimate"),
+            on_unknown=metrics.unknown.inc,
+        )
+        predictions.append(_since(f"since-{name}", found.predictions, since))
+        letters.append(found.failures)
+    _end("telemetry", [judged], sinks.telemetry)
+    _end("predictions", _tap("estimated", predictions, metrics.on_predictions), sinks.predictions)
+    _end("dead_letters", _tap("refused", letters, metrics.on_dead_letters), sinks.dead_letters)
+    return flow
+
+
+def mapper(config: Config) -> Mapper | None:
+    """What reads the messages; None: all of it is canonical JSON, which ``decode`` scans by itself."""
+    topics = any(spec.topic for spec in config.mapping.values())
+    if config.decode.mapping == "canonical" and "canonical" not in config.mapping and not topics:
+        return None
+    try:
+        return build_mapper(config.decode, config.mapping)
+    except ValueError as e:
+        raise ConfigError(str(e)) from None
+
+
+def models(config: Config, mode: Mode) -> list[tuple[str, Mode, Model]]:
+    """The models of the configuration: step name, mode and model."""
+    known = {f.name for f in feature_table(config.features.windows_seconds)}
+    found = discover(known_features=known)
+    out: list[tuple[str, Mode, Model]] = []
+    for entry in config.model:
+        try:
+            model = found.models.get(entry.name) or load(entry.name, known_features=known)
+        except ModelError as e:
+            raise ConfigError(f"[[model]] {e}") from None
+        out.append((f"{model.contract.name}-{model.sha256[:8]}", "shadow" if entry.shadow else mode, model))
+    return out
+
+
+def _tap(name: str, streams: Sequence[Keyed], count: Callable[[pa.RecordBatch], None]) -> list[Keyed]:
+    return [op.inspect(f"{name}-{k}", s, lambda _, item: count(item[1])) for k, s in enumerate(streams)]
+
+
+def _since(step_id: str, up: Keyed, since: datetime | None) -> Keyed:
+    """Without the predictions that only warmed the state up."""
+    if since is None:
+        return up
+    start = pa.scalar(since, TIME)
+
+    def later(batch: pa.RecordBatch) -> pa.RecordBatch | None:
+        return batch.filter(pc.greater_equal(batch.column("event_time"), start)) or None
+
+    return op.filter_map_value(step_id, up, later)
+
+
+def _keyed_letters(step_id: str, up: Stream[pa.RecordBatch], shards: int) -> Keyed:
+    """Dead letters have no device to shard by; they are few, and one shard keeps them in order."""
+    name = shard_names(shards)[0]
+    return op.map(step_id, up, lambda batch: (name, batch))
+
+
+def _end(name: str, streams: Sequence[Keyed], sinks: Sequence[Sink[Any]]) -> None:
+    if streams and sinks:
+        merged = op.merge(f"{name}-all", *streams)
+        for k, sink in enumerate(sinks):
+            op.output(f"{name}-{k}", merged, sink)

@@ -1,0 +1,61 @@
+"""live: MQTT in; telemetry, predictions and dead letters out to lake and database.
+
+Run it as ``voltmill run live -c F``, or as ``VOLTMILL_CONFIG=F python -m bytewax.run
+voltmill.flows.live -r STATE -s 2 -b 0``; with the latter, Bytewax's own options say how to run and
+SIGTERM drains just the same.
+"""
+
+import os
+from typing import Any
+
+from bytewax.dataflow import Dataflow
+
+from voltmill.connectors.drain import Drain
+from voltmill.connectors.lake import LakeSink
+from voltmill.connectors.mqtt import MqttSource
+from voltmill.connectors.sql import SqlSink
+from voltmill.flows import graph
+from voltmill.flows.config import Config, load
+from voltmill.flows.metrics import Metrics
+from voltmill.flows.recovery import open_store
+from voltmill.flows.running import drain_on_signals, log_to_stderr
+from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
+from voltmill.operators.shard import shard_names
+
+
+def lake_sinks(config: Config, store: str, metrics: Metrics) -> graph.Sinks:
+    """The three tables of the lake."""
+    shards = shard_names(config.run.shards)
+
+    def table(name: str, schema: Any) -> LakeSink:
+        return LakeSink(
+            config.lake, table=name, schema=schema, shards=shards, store=store, observe=metrics.observe(f"lake_{name}")
+        )
+
+    return graph.Sinks(
+        telemetry=[table("telemetry", TELEMETRY)],
+        predictions=[table("predictions", PREDICTION)],
+        dead_letters=[table("dead_letters", DEAD_LETTER)],
+    )
+
+
+def build(config: Config, drain: Drain, metrics: Metrics) -> Dataflow:
+    """The live flow; makes the recovery store if there is none."""
+    sinks = lake_sinks(config, open_store(config.run).name, metrics)
+    database = SqlSink(config.sql, observe=metrics.observe("sql"), on_written=metrics.on_stored)
+    source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"))
+    sinks = graph.Sinks(sinks.telemetry, [*sinks.predictions, database], sinks.dead_letters)
+    return graph.build(source, sinks, config, metrics=metrics)
+
+
+def __getattr__(name: str) -> Dataflow:
+    """``flow``, built when Bytewax asks for it: importing this module must not start anything."""
+    if name != "flow":
+        raise AttributeError(name)
+    config = load(os.environ.get("VOLTMILL_CONFIG"))
+    log_to_stderr(config.run.log_level)
+    drain, metrics = Drain(), Metrics()
+    drain_on_signals(drain)
+    if config.run.metrics_port:
+        metrics.serve(config.run.metrics_host, config.run.metrics_port)
+    return build(config, drain, metrics)

@@ -1,0 +1,119 @@
+"""Prometheus metrics of a flow, and the taps that count.
+
+Operators know nothing of metrics: the graph hands them plain callables and looks at the batches that
+pass between them.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from voltmill.kernels.schema import Quality
+from voltmill.operators import columns
+
+_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_ROWS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
+
+
+class Latency(Collector):
+    """A histogram that takes a whole batch at once; one call a row would cost more than the row."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._edges = np.array([*_LATENCY, np.inf])
+        self._counts = np.zeros(len(self._edges), np.int64)
+        self._sum = 0.0
+        self._lock = Lock()
+        registry.register(self)
+
+    def observe(self, seconds: NDArray[np.float64]) -> None:
+        """Count a latency a row, s."""
+        counts = np.bincount(np.searchsorted(self._edges, seconds), minlength=len(self._edges))
+        with self._lock:
+            self._counts += counts
+            self._sum += float(seconds.sum())
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """The histogram as Prometheus reads it."""
+        with self._lock:
+            cumulated, total = np.cumsum(self._counts), self._sum
+        names = [*map(str, _LATENCY), "+Inf"]
+        yield HistogramMetricFamily(
+            "voltmill_event_to_prediction_seconds",
+            "from the measurement to the prediction in the database, by the device's clock",
+            buckets=list(zip(names, map(float, cumulated), strict=True)),
+            sum_value=total,
+        )
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.messages = Counter("voltmill_messages", "messages read from sources", registry=r)
+        self.telemetry = Counter("voltmill_telemetry_rows", "samples decoded", registry=r)
+        self.dead_letters = Counter("voltmill_dead_letters", "dead letters", ["stage", "reason"], registry=r)
+        self.quality = Counter("voltmill_quality_bits", "samples with a quality bit", ["bit"], registry=r)
+        self.predictions = Counter("voltmill_predictions", "predictions made", ["target", "mode"], registry=r)
+        self.nulls = Counter("voltmill_predictions_null", "predictions without a value", ["target"], registry=r)
+        self.unknown = Counter("voltmill_unknown_devices", "devices no model was made for", registry=r)
+        self.rows = Histogram("voltmill_batch_rows", "rows a batch", ["stream"], buckets=_ROWS, registry=r)
+        self.stage = Histogram("voltmill_stage_seconds", "seconds a batch", ["stage"], buckets=_SECONDS, registry=r)
+        self.latency = Latency(r)
+        self.lag = Gauge("voltmill_watermark_lag_seconds", "now less the newest event time", registry=r)
+        self.stored = Gauge("voltmill_last_stored_timestamp_seconds", "when a prediction was last stored", registry=r)
+        self._newest = -np.inf
+
+    def serve(self, host: str, port: int) -> None:
+        """Serve the metrics over HTTP, in a thread."""
+        start_http_server(port, addr=host, registry=self.registry)
+
+    def observe(self, stage: str) -> Callable[[float], None]:
+        """What an operator calls with the seconds of each batch."""
+        observe: Callable[[float], None] = self.stage.labels(stage).observe
+        return observe
+
+    def on_raw(self, batch: pa.RecordBatch) -> None:
+        """Count what came from a source."""
+        self.messages.inc(len(batch))
+        self.rows.labels("raw").observe(len(batch))
+
+    def on_telemetry(self, batch: pa.RecordBatch) -> None:
+        """Count samples and their quality bits."""
+        self.telemetry.inc(len(batch))
+        self.rows.labels("telemetry").observe(len(batch))
+        bits = batch.column("quality_bits").to_numpy()
+        union = int(np.bitwise_or.reduce(bits, initial=0))
+        for quality in Quality:
+            if union & quality:
+                self.quality.labels(str(quality.name).lower()).inc(int(np.count_nonzero(bits & np.uint32(quality))))
+        self._newest = max(self._newest, int(columns.times(batch.column("event_time")).max(initial=0)) * 1e-6)
+        self.lag.set(time.time() - self._newest)
+
+    def on_dead_letters(self, batch: pa.RecordBatch) -> None:
+        """Count dead letters by stage and reason."""
+        table = pa.Table.from_batches([batch]).group_by(["stage", "reason"]).aggregate([([], "count_all")])
+        for row in table.to_pylist():
+            self.dead_letters.labels(row["stage"], row["reason"]).inc(row["count_all"])
+
+    def on_predictions(self, batch: pa.RecordBatch) -> None:
+        """Count predictions by target and mode."""
+        target = batch.column("target")[0].as_py()
+        self.nulls.labels(target).inc(batch.column("value").null_count)
+        for entry in pc.value_counts(batch.column("mode")).to_pylist():
+            self.predictions.labels(target, entry["values"]).inc(entry["counts"])
+
+    def on_stored(self, batch: pa.RecordBatch) -> None:
+        """Note that predictions are in the database."""
+        now = time.time()
+        self.stored.set(now)
+        self.latency.observe(np.float64(now) - columns.times(batch.column("event_time")) * 1e-6)

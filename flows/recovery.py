@@ -1,0 +1,77 @@
+"""The recovery store: made once, described beside it, and refused when it does not fit.
+
+``store.json`` stands beside Bytewax's own files. Its name is part of the file names in the lake, its
+shard count of the step ids; a store that was made for other ones would be misread, so it is refused.
+"""
+
+import secrets
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from voltmill.flows.config import ConfigError, RunSettings
+
+_FORMAT = 1
+
+
+class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ``store.json`` says."""
+
+    format: int
+    """Version of what the snapshots hold."""
+    name: str
+    """Name of the store: sorts by the time it was made."""
+    shards: int
+    """Number of shards of the flow."""
+    recovery_partitions: int
+    """Number of Bytewax's recovery partitions."""
+
+
+def store_name(now: datetime) -> str:
+    """A name for a new store: the time, which sorts, and four random digits."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def open_store(settings: RunSettings) -> StoreInfo:
+    """Find the recovery store of a flow, or make it.
+
+    Raises:
+        ConfigError: The store was made by another version or for other settings.
+    """
+    folder = Path(settings.state)
+    file = folder / "store.json"
+    if file.exists():
+        return _checked(msgspec.json.decode(file.read_bytes(), type=StoreInfo), settings, file)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("part-*.sqlite3*"):  # a start that was interrupted before store.json
+        stale.unlink()
+    # In a process of its own: a flow's process must never open the store by itself as well.
+    command = [sys.executable, "-m", "bytewax.recovery", str(folder), str(settings.recovery_partitions)]
+    subprocess.run(command, check=True)
+    info = StoreInfo(
+        format=_FORMAT,
+        name=store_name(datetime.now(UTC)),
+        shards=settings.shards,
+        recovery_partitions=settings.recovery_partitions,
+    )
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(msgspec.json.encode(info))
+    temporary.replace(file)
+    return info
+
+
+def _checked(info: StoreInfo, settings: RunSettings, file: Path) -> StoreInfo:
+    if info.format != _FORMAT:
+        raise ConfigError(
+            f"{file}: format {info.format}, this voltmill reads {_FORMAT}; start with an empty [run] state"
+        )
+    for name in ("shards", "recovery_partitions"):
+        if getattr(info, name) != getattr(settings, name):
+            raise ConfigError(
+                f"{file}: made for {name} = {getattr(info, name)}, the configuration says {getattr(settings, name)}; "
+                "set it back, or name another [run] state and replay the archive"
+            )
+    return info

@@ -1,0 +1,60 @@
+"""Compile every kernel of the graph by running it once on a tiny fleet.
+
+The compiled code lies on disk (``kernels/compile.py``), so this takes its time on the first start
+only. The arguments are those of a real run, since numba compiles for the types it is called with.
+"""
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from voltmill.flows import graph
+from voltmill.flows.config import Config
+from voltmill.flows.simulate import SimulateSettings, messages
+from voltmill.kernels.compile import CACHE_DIR
+from voltmill.kernels.fleet import Fleet, FleetEntry
+from voltmill.kernels.schema import RAW, TIME, label
+from voltmill.operators.decode import Decoder
+from voltmill.operators.estimate import EstimateState
+from voltmill.operators.features import FeatureSettings, FeatureState
+from voltmill.operators.quality import QualitySettings, QualityState
+from voltmill.operators.shard import split
+
+_DONE = CACHE_DIR / "compiled"
+
+
+def compiled() -> bool:
+    """Whether the kernels of this version lie on disk."""
+    return _DONE.exists()
+
+
+def warm_up() -> None:
+    """Run each stage once, a snapshot and its restoration included."""
+    fleet = Fleet([FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=3.0)])
+    settings = SimulateSettings(gateways=1, packs_per_gateway=1, modules_per_pack=2, duration_seconds=20.0)
+    payloads = [payload for _, payload in messages(settings)]
+    config = Config()
+    telemetry, _ = Decoder(config.decode)(raw_batch(payloads))
+    assert telemetry is not None
+    for _, part in split(telemetry, 2):
+        quality = QualityState(QualitySettings(), fleet)
+        rows = FeatureState(FeatureSettings(), fleet).apply(quality.apply(part))
+        QualityState(QualitySettings(), fleet, quality.snapshot()).apply(part)
+        for _, _, model in graph.models(config, "live"):
+            EstimateState(model, fleet, "live").apply(rows)
+    _DONE.touch()
+
+
+def raw_batch(payloads: list[bytes], source: str = "memory", offset: int = 0) -> pa.RecordBatch:
+    """Payloads as a ``RAW`` batch, as a source without topics would give it."""
+    n = len(payloads)
+    now = pa.scalar(datetime.now(UTC), TIME)
+    columns = [
+        pa.array(payloads, pa.binary()),
+        label(None, n),
+        pa.repeat(now, n),
+        label(source, n),
+        label("0", n),
+        pa.array(range(offset, offset + n), pa.int64()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RAW)
