@@ -22,6 +22,7 @@ __all__ = ["SHIPPED", "UNITS", "ByTopic", "Column", "Fit", "Mapper", "MappingSpe
 # What rejected elements repeat of the message around them, all of one payload together, in payload sizes:
 # without a bound, a large envelope around thousands of bad rows would fill the memory.
 _REPEATED: Final = 4
+_STAND_IN: Final = "/".join(f"level-{k}" for k in range(16))
 #: Topics whose mapping is remembered.
 _TOPICS: Final = 65_536
 #: Readings beyond these are surely in another unit: no cell has 10 V, none lives above 200 °C.
@@ -193,7 +194,8 @@ def fit(
 
     Args:
         payload: The message; of an array or of lines the first element counts.
-        topic: Where it was published, for mappings that read the topic.
+        topic: Where it was published, for mappings that read the topic; None, as for a message in a file: a
+            stand-in, so that only the message is judged.
         mappings: The candidates by name.
         settings: Limits and time zone; the defaults if none.
 
@@ -205,6 +207,7 @@ def fit(
         Fit(mapping='compact', problems=['missing_key: cell_temperature_celsius: there is no "T"'])
     """
     settings = settings or DecodeSettings()
+    topic = _STAND_IN if topic is None else topic
     fits = [Fit(name, Mapper(spec, settings, name=name).problems(payload, topic)) for name, spec in mappings.items()]
     return sorted(fits, key=lambda f: len(f.problems))
 

@@ -124,6 +124,11 @@ def test_fit_doubts_millivolts_read_as_volts() -> None:
     assert "mV" in fit(text.encode())[0].problems[0]
 
 
+def test_fit_of_a_message_without_a_topic() -> None:
+    spec = MappingSpec(columns={"device_id": "$topic[3]", "event_time": "t", "cell_voltage_volt": "c"})
+    assert fit(json.dumps(message()).encode(), mappings={"mine": spec}) == [("mine", [])]
+
+
 def test_documented_example_of_a_mapping() -> None:
     (toml,) = re.findall(r"```toml example\n(.*?)```", DOCS, re.DOTALL)
     mappings = msgspec.convert(tomllib.loads(toml)["mapping"], dict[str, MappingSpec])
@@ -511,6 +516,7 @@ CARS = {
 TEMPERATURES = {"car1": (27, 43), "car2": (-40, 44)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("car", CARS)
 def test_every_row_of_the_vehicles_is_a_sample(car: str) -> None:
     file = DATA / f"ev_fault_{car}.parquet"
