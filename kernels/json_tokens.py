@@ -117,7 +117,7 @@ def _digits(at: Any, mantissa: Any, significant: Any) -> Any:
     digit = load1(at) - _ZERO
     while digit <= _NINE and significant <= _MAX_DIGITS:
         mantissa = mantissa * _TEN + digit
-        if mantissa != _u(0):
+        if mantissa != _u(0) or significant != 0:  # 2^64 wraps around to 0
             significant += 1
         at += ONE
         digit = load1(at) - _ZERO

@@ -189,6 +189,7 @@ class _Found:
         """Make columns of the samples."""
         if not self.samples:
             return
+        self.samples.sort(key=lambda each: each[:2])
         places = np.array([each[:2] for each in self.samples], np.int64)
         samples = [sample for _, _, sample in self.samples]
         bits = np.array([Quality.UNIT_CONVERTED if each.converted else 0 for each in samples], np.uint32)

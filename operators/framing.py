@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from voltmill.operators.sample import Refused
+from voltmill.operators.sample import Refused, refusal
 
 _SPACE: Final = b" \t\r\n"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -25,7 +25,7 @@ def split(payload: bytes) -> list[bytes]:
     """The texts of a payload's elements, in order; of a payload that is no array and no lines itself.
 
     Raises:
-        Refused: ``empty``; ``wrong_type`` if an array holds no object.
+        Refused: ``empty``; ``wrong_type`` if an array holds no object, ``malformed_json`` if it does not end.
 
     Example:
         >>> split(b'[{"a": 1}, {"a": NaN}]')
@@ -57,18 +57,20 @@ def _is_json(text: bytes) -> bool:
 def _elements(text: bytes) -> list[bytes]:
     try:
         elements = [bytes(element) for element in _raw_elements(text)]
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError) as error:
         elements = _by_shape(text)
+        if elements is None:
+            raise refusal(error, text) from None
     if not elements:
         raise Refused("empty", "an array without elements")
-    if elements != [text] and not any(element.startswith(b"{") for element in elements):
+    if not any(element.startswith(b"{") for element in elements):
         # A thousand numbers in an array are one wrong message, not a thousand.
         raise Refused("wrong_type", "an array without an object in it")
     return elements
 
 
-def _by_shape(text: bytes) -> list[bytes]:
-    """The elements of an array whose brackets close, whatever is in them; else the text as it is."""
+def _by_shape(text: bytes) -> list[bytes] | None:
+    """The elements of an array whose brackets close, whatever is in them."""
     elements, depth, begin = [], 0, 1
     for token in _SHAPE.finditer(text):
         character = token.group()
@@ -80,5 +82,5 @@ def _by_shape(text: bytes) -> list[bytes]:
             elements.append(text[begin : token.start()].strip(_SPACE))
             begin = token.end()
         if depth == 0:
-            return elements if character == b"]" and begin == len(text) else [text]
-    return [text]
+            return elements if character == b"]" and begin == len(text) else None
+    return None
