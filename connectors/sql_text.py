@@ -1,0 +1,144 @@
+"""The SQL of a table with labels beside its rows, made from its Arrow schema.
+
+Gives the statements that create the tables and views, find or add a combination of labels, and
+upsert a row. Parameters are ``?`` (DB-API ``qmark``); values never become part of the text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Statements:
+    """The SQL of one table.
+
+    Attributes:
+        rows: name of the table of rows.
+        columns: its columns, in the order of the parameters of ``upsert``.
+        plain: those of them that are columns of the schema; references to labels come after.
+        label_tables: name and columns of each table of labels.
+        label_statements: for each of them, the queries for the id of a combination and to add one.
+        create: what makes tables and views where they are missing.
+        upsert: what stores a row, over an older one of the same key.
+    """
+
+    rows: str
+    columns: tuple[str, ...]
+    plain: tuple[str, ...]
+    label_tables: tuple[tuple[str, tuple[str, ...]], ...]
+    label_statements: dict[str, tuple[str, str]]
+    create: tuple[str, ...]
+    upsert: str
+
+    @classmethod
+    def of(cls, table: str, schema: pa.Schema, key: Sequence[str]) -> "Statements":
+        """The statements for ``table``.
+
+        Raises:
+            ValueError: a column of a type that has no place here, or a key that is not in the schema.
+
+        Example:
+            >>> schema = pa.schema([("id", pa.string()), ("value", pa.float32())])
+            >>> Statements.of("t", schema, ["id"]).upsert
+            'INSERT INTO t_rows (id, value) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value'
+        """
+        if unknown := [name for name in key if name not in schema.names]:
+            raise ValueError(f"table {table}: no column {', '.join(unknown)} for its key")
+        types = {field.name: _type(field) for field in schema}
+        labels = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+        groups = _groups(table, labels, key)
+        plain = tuple(name for name in schema.names if name not in labels)
+        references = tuple(_reference(name, table) for name, _ in groups)
+        unique = _unique(schema, key, labels, references, table)
+        rows = f"{table}_rows"
+        columns = plain + references
+        body = [f"{name} {types.get(name, 'INTEGER')}{' NOT NULL' if name in unique else ''}" for name in columns]
+        create = [
+            f"CREATE TABLE IF NOT EXISTS {rows} ({', '.join(body)}, PRIMARY KEY ({', '.join(unique)})) WITHOUT ROWID"
+        ]
+        create += [_create_labels(name, members) for name, members in groups]
+        create += _views(table, schema, groups)
+        return cls(
+            rows=rows,
+            columns=columns,
+            plain=plain,
+            label_tables=tuple(groups),
+            label_statements={name: _label_statements(name, members) for name, members in groups},
+            create=tuple(create),
+            upsert=_upsert(rows, columns, unique),
+        )
+
+
+def _groups(table: str, labels: Sequence[str], key: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """The tables of labels: those in the key apart, for the rest may change when a row is written again."""
+    inside = tuple(name for name in labels if name in key)
+    outside = tuple(name for name in labels if name not in key)
+    pairs = [(f"{table}_key_labels", inside), (f"{table}_labels", outside)]
+    return [(name, members) for name, members in pairs if members]
+
+
+def _reference(label_table: str, table: str) -> str:
+    return label_table.removeprefix(f"{table}_") + "_id"
+
+
+def _unique(
+    schema: pa.Schema, key: Sequence[str], labels: Sequence[str], references: Sequence[str], table: str
+) -> list[str]:
+    """The key of the rows: times first, as rows come in the order of time, then the rest."""
+    plain = [name for name in key if name not in labels]
+    ordered = sorted(plain, key=lambda name: not pa.types.is_timestamp(schema.field(name).type))
+    return ordered + [name for name in references if name == "key_labels_id"]
+
+
+def _create_labels(name: str, members: Sequence[str]) -> str:
+    columns = ", ".join(f"{member} TEXT" for member in members)
+    return f"CREATE TABLE IF NOT EXISTS {name} (id INTEGER PRIMARY KEY, {columns}, UNIQUE ({', '.join(members)}))"
+
+
+def _label_statements(name: str, members: Sequence[str]) -> tuple[str, str]:
+    same = " AND ".join(f"{member} IS ?" for member in members)  # IS: a null equals a null
+    places = ", ".join("?" * len(members))
+    return (
+        f"SELECT id FROM {name} WHERE {same}",
+        f"INSERT INTO {name} ({', '.join(members)}) VALUES ({places})",
+    )
+
+
+def _upsert(rows: str, columns: Sequence[str], unique: Sequence[str]) -> str:
+    updates = [f"{name} = excluded.{name}" for name in columns if name not in unique]
+    action = f"UPDATE SET {', '.join(updates)}" if updates else "NOTHING"
+    places = ", ".join("?" * len(columns))
+    into = f"INSERT INTO {rows} ({', '.join(columns)}) VALUES ({places})"
+    return f"{into} ON CONFLICT ({', '.join(unique)}) DO {action}"
+
+
+def _views(table: str, schema: pa.Schema, groups: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+    owner = {member: name for name, members in groups for member in members}
+    selected = ", ".join(f"{owner.get(name, f'{table}_rows')}.{name}" for name in schema.names)
+    joins = "".join(f" JOIN {name} ON {name}.id = {table}_rows.{_reference(name, table)}" for name, _ in groups)
+    readable = ", ".join(_readable(field) for field in schema)
+    return [
+        f"CREATE VIEW IF NOT EXISTS {table} AS SELECT {selected} FROM {table}_rows{joins}",
+        f"CREATE VIEW IF NOT EXISTS {table}_readable AS SELECT {readable} FROM {table}",
+    ]
+
+
+def _readable(field: pa.Field) -> str:
+    if not pa.types.is_timestamp(field.type):
+        return str(field.name)
+    # In whole numbers, for the doubles of strftime('%f') round to milliseconds.
+    seconds = f"strftime('%Y-%m-%dT%H:%M:%S', {field.name} / 1000000, 'unixepoch')"
+    return f"{seconds} || printf('.%06dZ', {field.name} % 1000000) AS {field.name}"
+
+
+def _type(field: pa.Field) -> str:
+    type_ = field.type
+    if pa.types.is_dictionary(type_) or pa.types.is_string(type_):
+        return "TEXT"
+    if pa.types.is_floating(type_):
+        return "REAL"
+    if pa.types.is_timestamp(type_) or (pa.types.is_integer(type_) and type_ != pa.uint64()):
+        return "INTEGER"  # 64 bits, signed
+    raise ValueError(f"column {field.name}: {type_} has no SQL type here")
