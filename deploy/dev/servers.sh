@@ -16,12 +16,14 @@ if unpacked_runs; then exit 0; fi
 say "unpacking Mosquitto into .cache/servers"
 if unpack_debian "$root" mosquitto; then
     mkdir -p "$root/bin"
-    # exec: the tests stop the server by the id of the process they started.
-    cat >"$root/bin/mosquitto" <<WRAPPER
+    for program in "$root"/usr/sbin/mosquitto "$root"/usr/bin/mosquitto_*; do
+        # exec: the tests stop the server by the id of the process they started.
+        cat >"$root/bin/${program##*/}" <<WRAPPER
 #!/bin/sh
-LD_LIBRARY_PATH="$(echo "$root"/usr/lib/*-linux-gnu*)" exec "$root/usr/sbin/mosquitto" "\$@"
+LD_LIBRARY_PATH="$(echo "$root"/usr/lib/*-linux-gnu*)" exec "$program" "\$@"
 WRAPPER
-    chmod +x "$root/bin/mosquitto"
+        chmod +x "$root/bin/${program##*/}"
+    done
     if unpacked_runs; then exit 0; fi
 fi
 if [ "${CI:-}" = true ]; then
