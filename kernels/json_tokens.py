@@ -1,7 +1,7 @@
-"""The tokens of JSON that the scanner takes: numbers, plain texts, times.
+"""The tokens of JSON that the scanner takes: numbers, plain texts, white space.
 
 Takes the address of a token's first byte; gives its value and the address behind it, or the address
-0 for anything that is not provably what ``msgspec`` and ``parse_time`` would make of it bit for bit.
+0 for anything that is not provably what ``msgspec`` would make of it bit for bit.
 A refusal costs nothing but time: the row then goes the slow way, which defines the meaning.
 
 Nothing here knows where the payload ends. The caller sees to it that it ends in ``}``, at which every
@@ -21,7 +21,6 @@ from voltmill.kernels.words import (
     load1,
     load8,
     not_digits,
-    store8,
     trailing_zeros,
 )
 
@@ -38,6 +37,7 @@ _POINT_DIGIT: Final = _u(ord(".") ^ 0x30)
 _E_DIGITS: Final = (_u(ord("e") ^ 0x30), _u(ord("E") ^ 0x30))
 _SMALL_E: Final = _u(ord("e"))
 _CASE: Final = _u(0x20)
+_SPACE: Final = _u(ord(" "))
 _ZERO: Final = _u(ord("0"))
 _NINE: Final = _u(9)
 _TEN: Final = _u(10)
@@ -112,7 +112,7 @@ def number(at: Any) -> Any:
 
 
 @inline
-def _digits(at: Any, mantissa: Any, significant: Any) -> Any:
+def digit_run(at: Any, mantissa: Any, significant: Any) -> Any:
     """A run of digits added to a mantissa: mantissa, significant digits so far, address behind them."""
     digit = load1(at) - _ZERO
     while digit <= _NINE and significant <= _MAX_DIGITS:
@@ -130,7 +130,7 @@ def _exponent(at: Any) -> Any:
     sign = load1(at)
     if sign == _PLUS or sign == _MINUS:
         at += ONE
-    value, _, end = _digits(at, _u(0), 0)
+    value, _, end = digit_run(at, _u(0), 0)
     if end == at or end > at + _u(3):
         return 0, NOWHERE
     return (-np.int64(value) if sign == _MINUS else np.int64(value)), end
@@ -142,14 +142,14 @@ def _long_number(at: Any) -> Any:
     negative = load1(at) == _MINUS
     if negative:
         at += ONE
-    mantissa, significant, end = _digits(at, _u(0), 0)
+    mantissa, significant, end = digit_run(at, _u(0), 0)
     if end == at or (load1(at) == _ZERO and end != at + ONE):
         return 0.0, NOWHERE, NOT_TAKEN
     power = np.int64(0)
     plain_integer = True
     if load1(end) == _POINT:
         point = end + ONE
-        mantissa, significant, end = _digits(point, mantissa, significant)
+        mantissa, significant, end = digit_run(point, mantissa, significant)
         power = np.int64(point) - np.int64(end)
         plain_integer = False
         if power == 0:
@@ -174,7 +174,7 @@ def _long_number(at: Any) -> Any:
 @inline
 def integer(at: Any) -> Any:
     """A JSON integer without sign, of at most 19 digits: value as uint64, address behind it."""
-    value, count, end = _digits(at, _u(0), 0)
+    value, count, end = digit_run(at, _u(0), 0)
     if end == at or count > _MAX_DIGITS or (load1(at) == _ZERO and end != at + ONE):
         return _u(0), NOWHERE
     return value, end
@@ -198,85 +198,15 @@ def text_end(at: Any, end: Any) -> Any:
     return NOWHERE
 
 
-_MINUTE_LENGTH: Final = _u(16)  # length of 2026-11-22T10:00
-_SECOND: Final = 1_000_000
-_MINUTE: Final = 60 * _SECOND
-_DAYS_IN_MONTH: Final = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
+@inline
+def is_space(byte: Any) -> Any:
+    """Whether a byte is one of JSON's four kinds of white space."""
+    return byte <= _SPACE and (byte == _SPACE or byte == _u(10) or byte == _u(13) or byte == _u(9))
 
 
 @inline
-def _two(at: Any, limit: Any) -> Any:
-    """Two digits as a number; ``limit`` or more if they are none or too large."""
-    tens, units = load1(at) - _ZERO, load1(at + ONE) - _ZERO
-    if tens > _NINE or units > _NINE:
-        return limit
-    return min(np.int64(tens * _TEN + units), limit)
-
-
-@inline
-def _minute(at: Any) -> Any:
-    """``2026-11-22T10:00`` as microseconds since 1970; 0 if it is not of the years 2000 to 2099."""
-    year, month, day = _two(at + _u(2), 100), _two(at + _u(5), 13), _two(at + EIGHT, 32)
-    hour, minute = _two(at + _u(11), 24), _two(at + _u(14), 60)
-    shape = load1(at) == _u(ord("2")) and load1(at + ONE) == _ZERO
-    shape = shape and load1(at + _u(4)) == _MINUS and load1(at + _u(7)) == _MINUS
-    shape = shape and load1(at + _u(10)) == _u(ord("T")) and load1(at + _u(13)) == _u(ord(":"))
-    if not shape or year == 100 or month == 13 or month == 0 or day == 0 or hour == 24 or minute == 60:
-        return 0
-    leap = year % 4 == 0  # 2000 is one too
-    if day > _DAYS_IN_MONTH[month] + (1 if leap and month == 2 else 0):
-        return 0
-    days = 10_957 + 365 * year + (year + 3) // 4 + day - 1  # 10,957 days from 1970 to 2000
-    for m in range(1, month):
-        days += _DAYS_IN_MONTH[m]
-    if leap and month > 2:
-        days += 1
-    return ((days * 24 + hour) * 60 + minute) * _MINUTE
-
-
-@inline
-def iso_time(at: Any, memory: Any) -> Any:
-    """A time ``2026-11-22T10:00:05.123Z`` and its closing quote: microseconds since 1970, address behind.
-
-    ``memory``, the address of uint64[3], holds the last date and minute as text (16 bytes) and as a number: most
-    messages bear the minute of the one before.
-    """
-    first, second = load8(at), load8(at + EIGHT)
-    if first != load8(memory) or second != load8(memory + EIGHT):
-        minute = _minute(at)
-        if minute == 0:
-            return 0, NOWHERE
-        store8(memory, first)
-        store8(memory + EIGHT, second)
-        store8(memory + _u(16), _u(minute))
-    time = np.int64(load8(memory + _u(16)))
-    at += _MINUTE_LENGTH
-    seconds = _two(at + ONE, 60)
-    if load1(at) != _u(ord(":")) or seconds == 60:
-        return 0, NOWHERE
-    time += seconds * _SECOND
-    at += _u(3)
-    if load1(at) == _POINT:
+def past_space(at: Any) -> Any:
+    """The first byte that is no white space."""
+    while is_space(load1(at)):
         at += ONE
-        fraction, _, end = _digits(at, _u(0), 0)
-        count = end - at
-        if count == _u(0) or count > _u(6):
-            return 0, NOWHERE
-        time += np.int64(float(fraction) * _POWERS[_u(6) - count])
-        at = end
-    return time, _behind_offset(at)
-
-
-_PLUS_ZERO: Final = _u(int.from_bytes(b"+00:00", "little"))
-
-
-@inline
-def _behind_offset(at: Any) -> Any:
-    """The address behind ``Z"`` or ``+00:00"``."""
-    if load1(at) == _u(ord("Z")):
-        at += ONE
-    elif load8(at) & _u(0xFFFFFFFFFFFF) == _PLUS_ZERO:
-        at += _u(6)
-    else:
-        return NOWHERE
-    return at + ONE if load1(at) == QUOTE else NOWHERE
+    return at

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from bytewax.dataflow import Stream, operator
 
-from voltmill.kernels.schema import DEAD_LETTER, TELEMETRY, Quality, label
+from voltmill.kernels.schema import DEAD_LETTER, TELEMETRY, label
 from voltmill.operators import rows
 from voltmill.operators.framing import split
-from voltmill.operators.sample import DecodeSettings, Mapper, Refused, Rejected, Sample, from_json
+from voltmill.operators.sample import DecodeSettings, Mapper, Refused, from_json
 
 _LINEAGE: Final = ("ingest_time", "source", "source_partition", "source_offset")
 #: Longest detail of a dead letter, characters: it quotes messages, and those can be long.
@@ -40,11 +40,9 @@ class Decoder:
     Example:
         >>> text = b'{"device_id": "gw/m", "event_time": 1795341605, "current_ampere": -1.5,'
         >>> text += b' "cell_voltage_volt": [3.6], "cell_temperature_celsius": [25]}'
-        >>> raw = pa.record_batch({
-        ...     "payload": pa.array([text, b"what?"]), "topic": label("t", 2),
-        ...     "ingest_time": pa.array([1795341606000000] * 2, pa.timestamp("us", tz="UTC")),
-        ...     "source": label("mqtt", 2), "source_partition": label("t", 2), "source_offset": pa.array([0, 1]),
-        ... })
+        >>> from voltmill.kernels.schema import RAW
+        >>> message = {"ingest_time": 0, "source": "mqtt", "source_partition": "site/#", "source_offset": 0}
+        >>> raw = pa.RecordBatch.from_pylist([message | {"payload": p} for p in (text, b"what?")], schema=RAW)
         >>> telemetry, dead_letters = Decoder(DecodeSettings())(raw)
         >>> telemetry["device_id"].to_pylist(), dead_letters["reason"].to_pylist()
         (['gw/m'], ['malformed_json'])
@@ -68,7 +66,7 @@ class Decoder:
         """Decode one batch of ``RAW``."""
         payloads = raw.column("payload")
         taken, scanned = self._scan(payloads)
-        found = _Found()
+        found = rows.Gathered()
         found.add_rows(scanned, np.flatnonzero(taken))
         if not taken.all():
             topics = raw.column("topic")
@@ -83,7 +81,7 @@ class Decoder:
             return np.zeros(len(payloads), np.bool_), {}
         return self._scanner.scan(payloads)
 
-    def _message(self, row: int, payload: bytes, topic: str | None, found: "_Found") -> None:
+    def _message(self, row: int, payload: bytes, topic: str | None, found: rows.Gathered) -> None:
         """One payload that was not scanned."""
         try:
             if self._mapper is not None:
@@ -103,7 +101,7 @@ class Decoder:
         else:
             found.texts += [(row, element, text) for element, text in enumerate(texts)]
 
-    def _elements(self, found: "_Found") -> None:
+    def _elements(self, found: rows.Gathered) -> None:
         """The elements of all arrays and lines, scanned as if they had been messages of their own."""
         if not found.texts:
             return
@@ -114,13 +112,13 @@ class Decoder:
             row, element, text = found.texts[i]
             self._object(row, element, text, text, found)
 
-    def _object(self, row: int, element: int, text: bytes, payload: bytes, found: "_Found") -> None:
+    def _object(self, row: int, element: int, text: bytes, payload: bytes, found: rows.Gathered) -> None:
         try:
             found.samples.append((row, element, from_json(text, self._settings, self._zone)))
         except Exception as error:
             found.reject(row, element, payload, error)
 
-    def _telemetry(self, raw: pa.RecordBatch, found: "_Found") -> pa.RecordBatch | None:
+    def _telemetry(self, raw: pa.RecordBatch, found: rows.Gathered) -> pa.RecordBatch | None:
         if not found.sets:
             return None
         arrays, from_rows, bits = found.in_order()
@@ -133,7 +131,7 @@ class Decoder:
         columns["quality_bits"] = pa.array(bits)
         return pa.RecordBatch.from_arrays([columns[name] for name in TELEMETRY.names], schema=TELEMETRY)
 
-    def _dead_letters(self, raw: pa.RecordBatch, found: "_Found") -> pa.RecordBatch | None:
+    def _dead_letters(self, raw: pa.RecordBatch, found: rows.Gathered) -> pa.RecordBatch | None:
         if not found.rejected:
             return None
         rejected = sorted(found.rejected, key=lambda each: each[:2])
@@ -150,58 +148,6 @@ class Decoder:
 def _one_line(detail: str) -> str:
     """A detail that a table can hold: valid UTF-8, not a whole message."""
     return detail[:_MAX_DETAIL].encode("utf-8", "backslashreplace").decode()
-
-
-class _Found:
-    """What came of a batch so far, each with its place: the row of the payload, the element in it."""
-
-    def __init__(self) -> None:
-        self.samples: list[tuple[int, int, Sample]] = []
-        self.rejected: list[tuple[int, int, Rejected]] = []
-        self.texts: list[tuple[int, int, bytes]] = []
-        self.sets: list[rows.Arrays] = []
-        self._rows: list[npt.NDArray[np.int64]] = []
-        self._elements: list[npt.NDArray[np.int64]] = []
-        self._bits: list[npt.NDArray[np.uint32]] = []
-
-    def reject(self, row: int, element: int, payload: bytes, error: Exception) -> None:
-        """Keep a payload, or an element of one, with the reason that ``error`` gives."""
-        if not isinstance(error, Refused):
-            error = Refused("internal", f"{type(error).__name__}: {error}")
-        self.rejected.append((row, element, Rejected(error.reason, error.detail, payload)))
-
-    def add_rows(
-        self,
-        arrays: rows.Arrays,
-        at_rows: npt.NDArray[np.int64],
-        elements: npt.NDArray[np.int64] | None = None,
-        bits: npt.NDArray[np.uint32] | None = None,
-    ) -> None:
-        """Add rows that are columns already."""
-        size = len(at_rows)
-        if size:
-            self.sets.append(arrays)
-            self._rows.append(at_rows)
-            self._elements.append(np.zeros(size, np.int64) if elements is None else elements)
-            self._bits.append(np.zeros(size, np.uint32) if bits is None else bits)
-
-    def add_samples(self) -> None:
-        """Make columns of the samples."""
-        if not self.samples:
-            return
-        self.samples.sort(key=lambda each: each[:2])
-        places = np.array([each[:2] for each in self.samples], np.int64)
-        samples = [sample for _, _, sample in self.samples]
-        bits = np.array([Quality.UNIT_CONVERTED if each.converted else 0 for each in samples], np.uint32)
-        self.add_rows(rows.from_samples(samples), places[:, 0], places[:, 1], bits)
-
-    def in_order(self) -> tuple[rows.Arrays, npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
-        """All columns in order of arrival, the payload's row of each, and its quality bits."""
-        if len(self.sets) == 1:
-            return self.sets[0], self._rows[0], self._bits[0]
-        at_rows = np.concatenate(self._rows)
-        order = np.lexsort((np.concatenate(self._elements), at_rows))
-        return rows.merge(self.sets, order), at_rows[order], np.concatenate(self._bits)[order]
 
 
 @dataclass(frozen=True)
@@ -240,12 +186,16 @@ def decode(
 
     Example:
         >>> from bytewax.dataflow import Dataflow
-        >>> from bytewax.testing import TestingSource
-        >>> flow = Dataflow("site")
-        >>> raw = op.input("raw", flow, TestingSource([]))
-        >>> out = decode("decode", raw, settings=DecodeSettings())
-        >>> out.telemetry.stream_id, out.dead_letters.stream_id
-        ('site.decode.telemetry.down', 'site.decode.dead_letters.down')
+        >>> from voltmill.kernels.schema import RAW
+        >>> from bytewax.testing import TestingSink, TestingSource, run_main
+        >>> message = {"payload": b"what?", "ingest_time": 0, "source": "mqtt", "source_partition": "site/#"}
+        >>> batch = pa.RecordBatch.from_pylist([message | {"source_offset": 7}], schema=RAW)
+        >>> flow, letters = Dataflow("site"), []
+        >>> out = decode("decode", op.input("raw", flow, TestingSource([batch])), settings=DecodeSettings())
+        >>> op.output("letters", out.dead_letters, TestingSink(letters))
+        >>> run_main(flow)
+        >>> letters[0].select(["reason", "source_offset"]).to_pylist()
+        [{'reason': 'malformed_json', 'source_offset': 7}]
     """
     decoder = Decoder(settings, mapper=mapper, keep_payload=keep_payload)
 

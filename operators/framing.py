@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from voltmill.operators.sample import Refused, refusal
+from voltmill.operators.refusal import Refused, refusal
 
 _SPACE: Final = b" \t\r\n"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -58,9 +58,10 @@ def _elements(text: bytes) -> list[bytes]:
     try:
         elements = [bytes(element) for element in _raw_elements(text)]
     except (msgspec.DecodeError, RecursionError) as error:
-        elements = _by_shape(text)
-        if elements is None:
+        pieces = _by_shape(text)
+        if pieces is None:
             raise refusal(error, text) from None
+        elements = pieces
     if not elements:
         raise Refused("empty", "an array without elements")
     if not any(element.startswith(b"{") for element in elements):

@@ -13,6 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from voltmill.kernels import json_scan, schema
+from voltmill.kernels.json_time import remembered
+from voltmill.kernels.schema import Quality
+from voltmill.operators.refusal import Refused, Rejected
 from voltmill.operators.sample import DecodeSettings, Sample
 
 #: Columns of ``TELEMETRY`` that come out of the message; the others say how it came.
@@ -33,7 +36,7 @@ class Scanner:
         """Make room for nothing yet."""
         self._limits = np.array([settings.max_cells, settings.max_temperatures, settings.max_payload_bytes], np.uint64)
         self._order = np.full(json_scan.KEYS_REMEMBERED, -1)
-        self._memory = np.zeros(3, np.uint64)
+        self._memory = remembered()
         self._tail = np.zeros(_TAIL_BYTES, np.uint8)
         self._lists: list[npt.NDArray[Any]] = [np.empty(0, np.uint8), np.empty(0, np.float32), np.empty(0, np.float32)]
 
@@ -140,3 +143,55 @@ def _from_values(name: str, values: list[Any]) -> Any:
 def merge(sets: list[Arrays], order: npt.NDArray[np.int64]) -> Arrays:
     """The rows of many sets in one order; ``order`` counts on from one set to the next."""
     return {name: pa.concat_arrays([each[name] for each in sets]).take(pa.array(order)) for name in DEVICE_FIELDS}
+
+
+class Gathered:
+    """What came of a batch so far, each with its place: the row of the payload, the element in it."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[int, int, Sample]] = []
+        self.rejected: list[tuple[int, int, Rejected]] = []
+        self.texts: list[tuple[int, int, bytes]] = []
+        self.sets: list[Arrays] = []
+        self._rows: list[npt.NDArray[np.int64]] = []
+        self._elements: list[npt.NDArray[np.int64]] = []
+        self._bits: list[npt.NDArray[np.uint32]] = []
+
+    def reject(self, row: int, element: int, payload: bytes, error: Exception) -> None:
+        """Keep a payload, or an element of one, with the reason that ``error`` gives."""
+        if not isinstance(error, Refused):
+            error = Refused("internal", f"{type(error).__name__}: {error}")
+        self.rejected.append((row, element, Rejected(error.reason, error.detail, payload)))
+
+    def add_rows(
+        self,
+        arrays: Arrays,
+        at_rows: npt.NDArray[np.int64],
+        elements: npt.NDArray[np.int64] | None = None,
+        bits: npt.NDArray[np.uint32] | None = None,
+    ) -> None:
+        """Add rows that are columns already."""
+        size = len(at_rows)
+        if size:
+            self.sets.append(arrays)
+            self._rows.append(at_rows)
+            self._elements.append(np.zeros(size, np.int64) if elements is None else elements)
+            self._bits.append(np.zeros(size, np.uint32) if bits is None else bits)
+
+    def add_samples(self) -> None:
+        """Make columns of the samples."""
+        if not self.samples:
+            return
+        self.samples.sort(key=lambda each: each[:2])
+        places = np.array([each[:2] for each in self.samples], np.int64)
+        samples = [sample for _, _, sample in self.samples]
+        bits = np.array([Quality.UNIT_CONVERTED if each.converted else 0 for each in samples], np.uint32)
+        self.add_rows(from_samples(samples), places[:, 0], places[:, 1], bits)
+
+    def in_order(self) -> tuple[Arrays, npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
+        """All columns in order of arrival, the payload's row of each, and its quality bits."""
+        if len(self.sets) == 1:
+            return self.sets[0], self._rows[0], self._bits[0]
+        at_rows = np.concatenate(self._rows)
+        order = np.lexsort((np.concatenate(self._elements), at_rows))
+        return merge(self.sets, order), at_rows[order], np.concatenate(self._bits)[order]

@@ -9,40 +9,30 @@ counts. Whether a 66 V cell can be true is not asked here; ``quality`` flags it.
 import math
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Final, NamedTuple, Protocol
+from datetime import tzinfo
+from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-#: Every reason class ``decode`` gives; ``internal`` is a fault of ours, never the sender's.
-REASONS: Final = (
-    "malformed_json",  # not JSON: NaN and Infinity literals, truncation, nesting without end
-    "wrong_type",  # a text where a number belongs
-    "missing_key",
-    "not_finite",  # NaN or an infinity computed by a mapping
-    "out_of_range",  # a number that its column cannot hold
-    "bad_time",  # no ISO 8601 time or epoch number, or a year outside 2000..2099
-    "naive_time",  # no offset from UTC, and decode.time_zone is not set
-    "too_large",  # more bytes than decode.max_payload_bytes
-    "not_utf8",
-    "empty",  # nothing but white space, or an array without elements
-    "bad_device_id",
-    "cell_count",  # no cells, or more values than decode.max_cells or max_temperatures
-    "internal",
-)
+from voltmill.operators.event_time import in_century, parse_time
+from voltmill.operators.refusal import REASONS, Refused, Rejected, quoted, refusal
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
-#: 2000-01-01 and 2100-01-01 in epoch seconds: the first time that is taken, and the first that is not.
-FIRST_SECOND: Final = 946_684_800
-END_SECOND: Final = 4_102_444_800
-#: The unit of an epoch number: each is 1,000 times the one before, and the century 2000..2099 spans a
-#: factor of 4.3 only, so that no number can be read in two ways.
-_UNITS: Final = ((1, 1_000_000), (1_000, 1_000), (1_000_000, 1), (1_000_000_000, 0))
-_ISO_8601: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d([.,]\d+)?)?(?P<offset>[Zz]|[+-]\d\d(:?\d\d)?)?", re.ASCII
-)
+__all__ = [
+    "FLOAT32_MAX",
+    "MAX_DEVICE_ID_BYTES",
+    "REASONS",
+    "DecodeSettings",
+    "Mapper",
+    "Refused",
+    "Rejected",
+    "Sample",
+    "Wire",
+    "check",
+    "from_json",
+    "parse_time",
+    "refusal",
+]
 
 #: The largest finite float32, IEEE 754 binary32.
 FLOAT32_MAX: Final = 3.4028234663852886e38
@@ -51,24 +41,6 @@ _SEQ_MAX: Final = 2**64 - 1
 MAX_DEVICE_ID_BYTES: Final = 256
 # Ids become paths, keys, patterns and labels: no control characters (C0, DEL, C1), no quotes, no backslash.
 _ID_REFUSED: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\"'\\]")
-
-
-class Refused(Exception):  # noqa: N818 - the name of the outcome, not of a fault
-    """A payload, or a part of one, is no sample."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Keep the class to count by and the words to read."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-class Rejected(NamedTuple):
-    """A payload, or one element of one, on its way to the dead letters."""
-
-    reason: str
-    detail: str
-    payload: bytes
 
 
 class _Readings(msgspec.Struct, kw_only=True):
@@ -162,64 +134,6 @@ class DecodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError(f"decode: time_zone {self.time_zone!r} is no IANA name, such as Europe/Berlin") from None
 
 
-def parse_time(value: str | int | float, zone: tzinfo | None) -> int:
-    """A time as microseconds since 1970-01-01 UTC; what is finer is cut off.
-
-    Args:
-        value: ISO 8601 date and time, or an epoch number: seconds if it is in 946,684,800 up to
-            4,102,444,800, milliseconds, microseconds or nanoseconds if it is 10^3, 10^6 or 10^9 times that.
-            Fractions of a float are rounded to the nearest microsecond.
-        zone: The zone of ISO times that have no offset; None refuses them. Of an hour that comes
-            twice in autumn the first is meant.
-
-    Raises:
-        Refused: ``bad_time``, ``naive_time``.
-
-    Example:
-        >>> parse_time("2026-11-22T10:00:05.123Z", None)
-        1795341605123000
-        >>> parse_time(1795341605123, None) == parse_time(1795341605.123, None)
-        True
-    """
-    if isinstance(value, str):
-        return _parse_iso(value, zone)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Refused("wrong_type", f"event_time: expected a text or a number, got {type(value).__name__}")
-    for per_second, microseconds in _UNITS:
-        if FIRST_SECOND * per_second <= value < END_SECOND * per_second:
-            return _in_century(round(value * microseconds) if microseconds else int(value) // 1_000, value)
-    raise Refused("bad_time", f"event_time: {_short(value)} is in no unit a time of the years 2000 to 2099")
-
-
-def _parse_iso(text: str, zone: tzinfo | None) -> int:
-    match = _ISO_8601.fullmatch(text)
-    if match is None:
-        raise Refused("bad_time", f"event_time: {_short(text)} is not ISO 8601, such as 2026-11-22T10:00:05.123Z")
-    try:
-        time = datetime.fromisoformat(text.upper())
-        if match["offset"] is None:
-            if zone is None:
-                raise Refused("naive_time", f"event_time: {_short(text)} has no offset; set decode.time_zone")
-            time = time.replace(tzinfo=zone)
-        return _in_century((time - _EPOCH) // _MICROSECOND, text)
-    except (ValueError, OverflowError) as error:
-        raise Refused("bad_time", f"event_time: {_short(text)}: {error}") from None
-
-
-def _in_century(time: int, value: object) -> int:
-    if not FIRST_SECOND * 1_000_000 <= time < END_SECOND * 1_000_000:
-        raise Refused("bad_time", f"event_time: {_short(value)} is outside the years 2000 to 2099")
-    return time
-
-
-def _short(value: object) -> str:
-    """A value for a message: never longer than a line."""
-    if isinstance(value, int) and abs(value) >= 1 << 64:
-        return "an integer of more than 64 bits"  # Python refuses to print those of thousands of digits
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 _decode_wire: Final[Callable[[bytes], Wire]] = msgspec.json.Decoder(Wire).decode
 
 
@@ -247,26 +161,6 @@ def from_json(payload: bytes, settings: DecodeSettings, zone: tzinfo | None) -> 
     return sample
 
 
-def refusal(error: Exception, payload: bytes) -> Refused:
-    """What a parser's exception says, as a reason class and one line of detail."""
-    text = str(error)
-    if isinstance(error, UnicodeError):
-        return Refused("not_utf8", text)
-    if not payload.strip(b" \t\r\n"):
-        return Refused("empty", "the payload is empty")
-    if isinstance(error, RecursionError):
-        return Refused("malformed_json", "arrays or objects are nested too deeply")
-    if text.startswith(("Number out of range", "Integer value out of range")):
-        return Refused("out_of_range", text)
-    if text.startswith("Object missing required field"):
-        return Refused("missing_key", text)
-    if isinstance(error, msgspec.ValidationError):
-        return Refused("wrong_type", text)
-    if isinstance(error, msgspec.DecodeError):
-        return Refused("malformed_json", text)
-    return Refused("internal", f"{type(error).__name__}: {text}")
-
-
 def check(sample: Sample, settings: DecodeSettings) -> None:
     """Refuse what the columns of ``TELEMETRY`` cannot hold or what names no device.
 
@@ -275,9 +169,9 @@ def check(sample: Sample, settings: DecodeSettings) -> None:
             the place in ``detail``.
     """
     _check_device_id(sample.device_id)
-    _in_century(sample.event_time, sample.event_time)
+    in_century(sample.event_time, sample.event_time)
     if sample.seq is not None and not 0 <= sample.seq <= _SEQ_MAX:
-        raise Refused("out_of_range", f"seq: {_short(sample.seq)} is not in 0..2^64-1")
+        raise Refused("out_of_range", f"seq: {quoted(sample.seq)} is not in 0..2^64-1")
     if not sample.cell_voltage_volt:
         raise Refused("cell_count", "cell_voltage_volt: no cells")
     _check_list("cell_voltage_volt", sample.cell_voltage_volt, settings.max_cells)
@@ -302,11 +196,11 @@ def _check_device_id(device_id: str) -> None:
     try:
         size = len(device_id.encode())
     except UnicodeEncodeError:
-        raise Refused("bad_device_id", f"device_id: {_short(device_id)} holds half a surrogate pair") from None
+        raise Refused("bad_device_id", f"device_id: {quoted(device_id)} holds half a surrogate pair") from None
     if not 0 < size <= MAX_DEVICE_ID_BYTES:
         raise Refused("bad_device_id", f"device_id: {size} bytes, 1 to {MAX_DEVICE_ID_BYTES} are taken")
     if _ID_REFUSED.search(device_id):
-        raise Refused("bad_device_id", f"device_id: {_short(device_id)} holds a control character, quote or backslash")
+        raise Refused("bad_device_id", f"device_id: {quoted(device_id)} holds a control character, quote or backslash")
 
 
 def _check_list(name: str, values: list[float | None], limit: int) -> None:
@@ -321,4 +215,4 @@ def _check_number(name: str, value: float | None, limit: float) -> None:
     if value is None or -limit <= value <= limit and abs(value) != math.inf:
         return
     reason = "out_of_range" if math.isfinite(value) else "not_finite"
-    raise Refused(reason, f"{name}: {_short(value)} is not {'finite' if reason == 'not_finite' else 'a float32'}")
+    raise Refused(reason, f"{name}: {quoted(value)} is not {'finite' if reason == 'not_finite' else 'a float32'}")
