@@ -77,6 +77,11 @@ class MqttPartition(StatefulSourcePartition[pa.RecordBatch, Snapshot]):
         """Messages received and not yet handed out."""
         return self._inbox.messages
 
+    @property
+    def subscribed(self) -> bool:
+        """Whether the broker has confirmed the subscription."""
+        return self._client.subscribed
+
     def next_batch(self) -> list[pa.RecordBatch]:
         """The next batch, if one is due."""
         self._acknowledge()

@@ -7,6 +7,7 @@ paho-mqtt 1.6.1 is the last of its line, so the methods overridden here will not
 
 import logging
 import random
+import socket
 import ssl
 import sys
 import threading
@@ -30,6 +31,8 @@ log = logging.getLogger("voltmill.mqtt")
 
 _READ_BYTES = 1 << 18
 _READS_PER_TURN = 16  # TLS gives 16 KiB a read; between turns acknowledgements go out
+_FAREWELL_SECONDS = 2.0
+_HANDSHAKE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.1  # how long a full inbox stops the network thread before it sees to the keep-alive
 
 
@@ -46,9 +49,7 @@ class Session(paho.Client):  # type: ignore[misc]
         self._where = f"host={settings.host} port={settings.port} client={client_id}"
         if settings.username:
             self.username_pw_set(settings.username, settings.password)
-        if settings.tls is not None:
-            self.tls_set_context(settings.tls.context())
-            self.tls_insecure_set(not settings.tls.check_server_name)
+        self._tls = settings.tls.context() if settings.tls is not None else None
         self.on_connect = self._connected
         self.on_disconnect = self._disconnected
         properties, extra = None, {}
@@ -101,6 +102,28 @@ class Session(paho.Client):  # type: ignore[misc]
         self._refusals += 1
         self._closing.wait(delay * random.uniform(0.5, 1.0))
 
+    def _create_socket_connection(self) -> Any:
+        # paho's own TLS set-up leaks the socket of a failed handshake and waits for the keep-alive time.
+        connection = super()._create_socket_connection()
+        if self._tls is None:
+            return connection
+        connection.settimeout(_HANDSHAKE_SECONDS)
+        return self._tls.wrap_socket(connection, server_hostname=self.settings.host)
+
+    def _sock_close(self) -> None:
+        # A broker that sees our next connection before it has read the last acknowledgements of this one
+        # drops them (Mosquitto does): wait until it has closed its side.
+        if self._closing.is_set() and self._sock is not None:
+            deadline = time.monotonic() + _FAREWELL_SECONDS
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+                self._sock.settimeout(_FAREWELL_SECONDS)
+                while self._sock.recv(_READ_BYTES) and time.monotonic() < deadline:
+                    pass
+            except OSError as error:
+                log.debug('mqtt farewell %s error="%s"', self._where, error)
+        super()._sock_close()
+
     def _sock_recv(self, size: int) -> Any:
         try:
             return super()._sock_recv(size)
@@ -123,6 +146,7 @@ class Receiver(Session):
 
     Attributes:
         inbox: where the messages go.
+        subscribed: whether the broker has confirmed the subscription.
         failure: what ended the network thread, if anything did.
     """
 
@@ -134,7 +158,7 @@ class Receiver(Session):
         self.inbox = inbox
         self.failure: BaseException | None = None
         self._filter = topic_filter
-        self._subscribed = False
+        self.subscribed = False
         self._denied = False
         self._connection = 0
         self._open = False
@@ -163,10 +187,10 @@ class Receiver(Session):
             self._connection += 1
             self._open = True
         self.inbox.new_connection(self._connection)
-        if session_present and self._subscribed:
+        if session_present and self.subscribed:
             self._refusals = 0
             return
-        self._subscribed = self._denied = False
+        self.subscribed = self._denied = False
         if self.version5:  # send retained messages once only
             options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
             self.subscribe(self._filter, options=options)
@@ -180,8 +204,8 @@ class Receiver(Session):
 
     def _answered(self, client: Any, userdata: Any, mid: int, granted: Any, *rest: Any) -> None:
         code = granted[0].value if self.version5 else granted[0]
-        self._subscribed = code < 0x80
-        self._denied = not self._subscribed
+        self.subscribed = code < 0x80
+        self._denied = not self.subscribed
         if self._denied:
             log.error('mqtt subscription refused %s reason="%s"', self._where, granted[0])
         else:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from voltmill.kernels.mqtt_packets import CURSOR_LENGTH, FULL, PAYLOAD, POSITION, ROWS, TOPIC, split_publishes
+from voltmill.kernels.mqtt_packets import CURSOR_LENGTH, END, FULL, PAYLOAD, POSITION, ROWS, TOPIC, split_publishes
 from voltmill.kernels.schema import TIME
 
 _LONGEST_TOPIC = 65_535
@@ -41,7 +41,7 @@ class Inbox:
 
     Args:
         max_rows: messages in one batch.
-        max_bytes: payload bytes in one batch; a larger message is a batch of its own.
+        max_bytes: payload bytes in one batch; a larger message makes a larger batch.
         linger_seconds: how long the first message of a batch waits for others.
         max_queue_messages: beyond it, ``wait_for_room`` waits.
         max_queue_bytes: the same in payload bytes.
@@ -131,7 +131,7 @@ class Inbox:
                 if why != FULL:
                     return why, self._cursor
                 if self._cursor[ROWS] == 0:  # one message larger than a batch
-                    self._payload = np.empty(end - start, np.uint8)
+                    self._payload = np.empty(int(self._cursor[END] - self._cursor[POSITION]), np.uint8)
                 self._seal()
 
     def take(self) -> Arrivals | None:

@@ -85,7 +85,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_batch_rows: int = 4096
     """Messages in one batch."""
     max_batch_bytes: int = 8 << 20
-    """Payload bytes in one batch; a larger message is a batch of its own."""
+    """Payload bytes in one batch; a larger message makes a larger batch."""
     linger_ms: int = 50
     """How long a message waits for a batch to fill, ms."""
     max_queue_messages: int = 65_536

@@ -1,0 +1,71 @@
+"""Fixtures shared by the tests: real servers, the engine with types, the data sets."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.testing import cluster_main, run_main
+from servers import Certificates, Mosquitto, has_mosquitto, make_certificates, missing
+
+# Helpers, and flows that run in processes of their own: the search for doctests would import them.
+collect_ignore = [file.name for file in Path(__file__).parent.glob("*.py") if not file.name.startswith("test_")]
+
+
+class RunFlow(Protocol):
+    """Runs a flow to its end; with ``recovery`` it goes on where the last run with that folder ended."""
+
+    def __call__(
+        self, flow: Dataflow, *, recovery: Path | None = None, workers: int = 1, epoch_seconds: float = 0.1
+    ) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def run_flow() -> RunFlow:
+    def run(flow: Dataflow, *, recovery: Path | None = None, workers: int = 1, epoch_seconds: float = 0.1) -> None:
+        options: dict[str, Any] = {"epoch_interval": timedelta(seconds=epoch_seconds)}
+        if recovery is not None:
+            if not recovery.exists():
+                recovery.mkdir(parents=True)
+                init_db_dir(recovery, 1)
+            options["recovery_config"] = RecoveryConfig(str(recovery))
+        if workers == 1:
+            run_main(flow, **options)
+        else:
+            cluster_main(flow, [], 0, worker_count_per_proc=workers, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Mosquitto]]:
+    """Starts Mosquitto with the options of ``servers.Mosquitto``; all are stopped at the end."""
+    if not has_mosquitto():
+        missing("Mosquitto")
+    started: list[Mosquitto] = []
+
+    def start(**options: Any) -> Mosquitto:
+        started.append(Mosquitto(tmp_path_factory.mktemp("mosquitto"), **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of public battery data sets, beside the repository or where VOLTMILL_DATA says."""
+    path = Path(os.environ.get("VOLTMILL_DATA") or Path(__file__).parent.parent / ".." / "shared" / "data").resolve()
+    if not path.is_dir():
+        pytest.skip("no data sets: set VOLTMILL_DATA to their folder")
+    return path
