@@ -60,10 +60,11 @@ class MqttPartition(StatefulSourcePartition[pa.RecordBatch, Snapshot]):
         self._offset = _offset(resume_state)
         self._drain = drain
         self._observe = observe
+        self._linger = settings.linger_ms / 1000
         self._inbox = Inbox(
             settings.max_batch_rows,
             settings.max_batch_bytes,
-            settings.linger_ms / 1000,
+            self._linger,
             settings.max_queue_messages,
             settings.max_queue_bytes,
         )
@@ -102,8 +103,9 @@ class MqttPartition(StatefulSourcePartition[pa.RecordBatch, Snapshot]):
         return [batch]
 
     def next_awake(self) -> datetime:
-        """When a batch is due, at most the linger time away."""
-        return datetime.now(UTC) + timedelta(seconds=self._inbox.due_in())
+        """When a batch is due, at most the linger time away: further off, it would stall other workers."""
+        wait = self._linger if self._drain.requested else self._inbox.due_in()
+        return datetime.now(UTC) + timedelta(seconds=wait)
 
     def snapshot(self) -> Snapshot:
         """The next offset; what is handed out is acknowledged when this is durable."""

@@ -66,6 +66,7 @@ class Session(paho.Client):  # type: ignore[misc]
         self._closing.set()
         self.disconnect()
         self.loop_stop()
+        self._sock_close()  # still open if the thread was about to connect
 
     # Called by paho on the network thread.
 
@@ -206,6 +207,8 @@ class Receiver(Session):
         code = granted[0].value if self.version5 else granted[0]
         self.subscribed = code < 0x80
         self._denied = not self.subscribed
+        if self.subscribed:
+            log.info("mqtt subscribed %s", self._where)
         if self._denied:
             log.error('mqtt subscription refused %s reason="%s"', self._where, granted[0])
         else:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,7 @@ def test_drain_leaves_the_unread_with_the_broker(broker: Mosquitto, build: Calla
     assert payloads(part.next_batch()) == numbers(10)
     drain.request()
     assert part.next_batch() == [] and part.next_batch() == []  # waits for the epoch
+    assert part.next_awake() > datetime.now(UTC)  # without spinning
     part.snapshot()
     with pytest.raises(StopIteration):
         part.next_batch()
