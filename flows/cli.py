@@ -4,6 +4,7 @@ Exit status 0 when it did what was asked, 2 for a wrong configuration or call, 1
 one line on standard error; ``--debug`` gives the traceback.
 """
 
+import enum
 import sys
 import time
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,14 @@ app = typer.Typer(
 )
 _run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
 app.add_typer(_run, name="run")
+
+
+class BrokerKind(enum.Enum):
+    """The brokers that the demo can start."""
+
+    mosquitto = "mosquitto"
+    amqtt = "amqtt"
+
 
 ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file; without it, the defaults.")]
 
@@ -188,12 +197,12 @@ def demo(
     seconds: Annotated[float, typer.Option(min=5, help="How long the fleet runs.")] = 60.0,
     modules: Annotated[int, typer.Option(min=4, help="How many modules there are.")] = 256,
     speed: Annotated[float, typer.Option(min=1, help="Event seconds per second.")] = 30.0,
-    broker: Annotated[str, typer.Option(help="mosquitto or amqtt; default: what is installed.")] = "",
+    broker: Annotated[BrokerKind | None, typer.Option(help="Default: Mosquitto if it is installed.")] = None,
 ) -> None:
     """The whole pipeline on this machine, about a minute; ends with a table."""
     from voltmill.flows.demo import demo as demo_
 
-    if not demo_(folder, seconds=seconds, modules=modules, speed=speed, prefer=broker or None):
+    if not demo_(folder, seconds=seconds, modules=modules, speed=speed, prefer=broker.value if broker else None):
         raise typer.Exit(1)
 
 

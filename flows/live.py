@@ -6,8 +6,10 @@ SIGTERM drains just the same.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
 from voltmill.connectors.drain import Drain
@@ -39,10 +41,22 @@ def lake_sinks(config: Config, store: str, metrics: Metrics) -> graph.Sinks:
     )
 
 
-def build(config: Config, drain: Drain, metrics: Metrics) -> Dataflow:
-    """The live flow; makes the recovery store if there is none."""
+def build(
+    config: Config,
+    drain: Drain,
+    metrics: Metrics,
+    on_stored: Callable[[pa.RecordBatch], None] | None = None,
+) -> Dataflow:
+    """The live flow; makes the recovery store if there is none.
+
+    Args:
+        config: All settings.
+        drain: Ends the source when it is requested.
+        metrics: What counts.
+        on_stored: Called with each batch of predictions once it is in the database.
+    """
     sinks = lake_sinks(config, open_store(config.run).name, metrics)
-    database = SqlSink(config.sql, observe=metrics.observe("sql"), on_written=metrics.on_stored)
+    database = SqlSink(config.sql, observe=metrics.observe("sql"), on_written=on_stored or metrics.on_stored)
     source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"))
     sinks = graph.Sinks(sinks.telemetry, [*sinks.predictions, database], sinks.dead_letters)
     return graph.build(source, sinks, config, metrics=metrics)
