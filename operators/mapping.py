@@ -68,27 +68,34 @@ class Mapper:
             return [], [Rejected(refused.reason, refused.detail, payload)]
         return good, bad
 
-    def problems(self, payload: bytes, topic: str | None) -> list[str]:
-        """What keeps the first element of a payload from being a sample, or makes it doubtful; empty: it fits."""
+    def judge(self, payload: bytes, topic: str | None) -> tuple[int, list[str]]:
+        """How the first element of a payload is taken.
+
+        Returns:
+            How many columns were found in it, and what keeps it from being a sample or makes it doubtful, a
+            line each.
+        """
         good, bad = self.samples(payload, topic)
-        if good and not bad:
-            return _doubts(good[0])
+        found, problems = 0, list[str]()
         try:
             root, _ = next(documents(payload))
             obj = next(self._elements(root)).obj
-            found = [] if isinstance(obj, Refused) else self._failing(obj, root, topic)
+            if not isinstance(obj, Refused):
+                found, problems = self._try(obj, root, topic)
         except Refused:
-            found = []
-        return found or [f"{bad[0].reason}: {bad[0].detail}"]
+            pass  # told by the first of bad
+        if good and not bad:
+            return found, _doubts(good[0])
+        return found, problems or [f"{bad[0].reason}: {bad[0].detail}"]
 
-    def _failing(self, obj: Any, root: Any, topic: str | None) -> list[str]:
-        found = []
+    def _try(self, obj: Any, root: Any, topic: str | None) -> tuple[int, list[str]]:
+        found, problems = 0, []
         for _, read, _ in self._readers:
             try:
-                read(obj, root, topic)
+                found += read(obj, root, topic) not in (None, [])
             except Refused as refused:
-                found.append(str(refused))
-        return found
+                problems.append(str(refused))
+        return found, problems
 
     def _read(self, payload: bytes, topic: str | None, good: list[Sample], bad: list[Rejected]) -> None:
         if len(payload) > self._settings.max_payload_bytes:
@@ -208,8 +215,10 @@ def fit(
     """
     settings = settings or DecodeSettings()
     topic = _STAND_IN if topic is None else topic
-    fits = [Fit(name, Mapper(spec, settings, name=name).problems(payload, topic)) for name, spec in mappings.items()]
-    return sorted(fits, key=lambda f: len(f.problems))
+    judged = [(name, *Mapper(spec, settings, name=name).judge(payload, topic)) for name, spec in mappings.items()]
+    # Of those that fail, the nearest is the one that knows most of the message.
+    judged.sort(key=lambda each: (bool(each[2]), -each[1], len(each[2])))
+    return [Fit(name, problems) for name, _, problems in judged]
 
 
 def _doubts(sample: Sample) -> list[str]:

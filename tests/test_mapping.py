@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voltmill.flows import graph
+from voltmill.flows.config import load
 from voltmill.flows.publish import json_rows
-from voltmill.operators.mapping import SHIPPED, UNITS, Mapper, MappingSpec, build_mapper, fit
+from voltmill.operators.mapping import SHIPPED, UNITS, ByTopic, Mapper, MappingSpec, build_mapper, fit
 from voltmill.operators.paths import follow, parse_path
 from voltmill.operators.sample import REASONS, DecodeSettings, Refused, Rejected, Sample, from_json, parse_time
 
@@ -119,6 +121,19 @@ def test_fit_tells_everything_that_is_missing() -> None:
     assert found["cloudevents"] == ['missing_key: envelope: there is no "data"']
 
 
+def test_fit_puts_the_nearest_first() -> None:
+    nearest = fit(b'{"device_id": "a", "timestamp": 1795341605, "current": "x"}')[0]
+    assert nearest.mapping == "flat"
+    assert nearest.problems == [
+        "wrong_type: current_ampere: expected number, got text",
+        'missing_key: cell_voltage_volt: there is no "cell_{n}_voltage"',
+    ]
+
+
+def test_fit_of_what_is_no_json() -> None:
+    assert {problems[0].split(":")[0] for _, problems in fit(b"<xml/>")} == {"malformed_json"}
+
+
 def test_fit_doubts_millivolts_read_as_volts() -> None:
     text = SAMPLES["canonical"].replace("3.65", "3650").replace("3.648", "3648").replace("3.651", "3651")
     assert "mV" in fit(text.encode())[0].problems[0]
@@ -144,6 +159,12 @@ def test_documented_example_of_a_mapping() -> None:
 def test_documented_units_are_those_of_the_code() -> None:
     for quantity, units in UNITS.items():
         assert f"| {quantity} | {', '.join(f'`{unit}`' for unit in units)} |" in DOCS
+
+
+def test_the_vehicle_example_is_a_whole_configuration() -> None:
+    config = load(ROOT / "docs/examples/vehicle.toml")
+    assert isinstance(graph.mapper(config), ByTopic)
+    assert config.devices.facts("car2").gap_seconds == 45
 
 
 # The language
