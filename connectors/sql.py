@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from voltmill.connectors.sql_text import Statements
+from voltmill.connectors.sql_text import Statements, quoted
 from voltmill.kernels.schema import PREDICTION, PREDICTION_KEY
 
 __all__ = ["SqlError", "SqlSettings", "SqlSink", "read_rows"]
@@ -228,8 +228,8 @@ def read_rows(
         raise SqlError(f"{settings.path}: no such file")
     connection = _connect(settings)
     try:
-        names = ", ".join(schema.names)
-        rows = connection.execute(f"SELECT {names} FROM {settings.table} ORDER BY {', '.join(key)}").fetchall()
+        names, order = ", ".join(map(quoted, schema.names)), ", ".join(map(quoted, key))
+        rows = connection.execute(f"SELECT {names} FROM {settings.table} ORDER BY {order}").fetchall()
     except sqlite3.Error as error:
         raise SqlError(f"{settings.path}: table {settings.table}: {error}") from error
     finally:

@@ -1,7 +1,8 @@
 """The SQL of a table with labels beside its rows, made from its Arrow schema.
 
 Gives the statements that create the tables and views, find or add a combination of labels, and
-upsert a row. Parameters are ``?`` (DB-API ``qmark``); values never become part of the text.
+upsert a row. Parameters are ``?`` (DB-API ``qmark``); values never become part of the text. Names of
+columns are quoted, for one of them may be a word of SQL (an alert has a ``limit``).
 """
 
 from collections.abc import Sequence
@@ -40,9 +41,9 @@ class Statements:
             ValueError: a column of a type that has no place here, or a key that is not in the schema.
 
         Example:
-            >>> schema = pa.schema([("id", pa.string()), ("value", pa.float32())])
+            >>> schema = pa.schema([("id", pa.string()), ("x", pa.float32())])
             >>> Statements.of("t", schema, ["id"]).upsert
-            'INSERT INTO t_rows (id, value) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value'
+            'INSERT INTO t_rows ("id", "x") VALUES (?, ?) ON CONFLICT ("id") DO UPDATE SET "x" = excluded."x"'
         """
         if unknown := [name for name in key if name not in schema.names]:
             raise ValueError(f"table {table}: no column {', '.join(unknown)} for its key")
@@ -54,10 +55,10 @@ class Statements:
         unique = _unique(schema, key, labels, references, table)
         rows = f"{table}_rows"
         columns = plain + references
-        body = [f"{name} {types.get(name, 'INTEGER')}{' NOT NULL' if name in unique else ''}" for name in columns]
-        create = [
-            f"CREATE TABLE IF NOT EXISTS {rows} ({', '.join(body)}, PRIMARY KEY ({', '.join(unique)})) WITHOUT ROWID"
+        body = [
+            f"{quoted(name)} {types.get(name, 'INTEGER')}{' NOT NULL' if name in unique else ''}" for name in columns
         ]
+        create = [f"CREATE TABLE IF NOT EXISTS {rows} ({', '.join(body)}, PRIMARY KEY ({_list(unique)})) WITHOUT ROWID"]
         create += [_create_labels(name, members) for name, members in groups]
         create += _views(table, schema, groups)
         return cls(
@@ -69,6 +70,20 @@ class Statements:
             create=tuple(create),
             upsert=_upsert(rows, columns, unique),
         )
+
+
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever word it is.
+
+    Example:
+        >>> quoted("limit")
+        '"limit"'
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(quoted, names))
 
 
 def _groups(table: str, labels: Sequence[str], key: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
@@ -93,30 +108,30 @@ def _unique(
 
 
 def _create_labels(name: str, members: Sequence[str]) -> str:
-    columns = ", ".join(f"{member} TEXT" for member in members)
-    return f"CREATE TABLE IF NOT EXISTS {name} (id INTEGER PRIMARY KEY, {columns}, UNIQUE ({', '.join(members)}))"
+    columns = ", ".join(f"{quoted(member)} TEXT" for member in members)
+    return f"CREATE TABLE IF NOT EXISTS {name} (id INTEGER PRIMARY KEY, {columns}, UNIQUE ({_list(members)}))"
 
 
 def _label_statements(name: str, members: Sequence[str]) -> tuple[str, str]:
-    same = " AND ".join(f"{member} IS ?" for member in members)  # IS: a null equals a null
+    same = " AND ".join(f"{quoted(member)} IS ?" for member in members)  # IS: a null equals a null
     places = ", ".join("?" * len(members))
     return (
         f"SELECT id FROM {name} WHERE {same}",
-        f"INSERT INTO {name} ({', '.join(members)}) VALUES ({places})",
+        f"INSERT INTO {name} ({_list(members)}) VALUES ({places})",
     )
 
 
 def _upsert(rows: str, columns: Sequence[str], unique: Sequence[str]) -> str:
-    updates = [f"{name} = excluded.{name}" for name in columns if name not in unique]
+    updates = [f"{quoted(name)} = excluded.{quoted(name)}" for name in columns if name not in unique]
     action = f"UPDATE SET {', '.join(updates)}" if updates else "NOTHING"
     places = ", ".join("?" * len(columns))
-    into = f"INSERT INTO {rows} ({', '.join(columns)}) VALUES ({places})"
-    return f"{into} ON CONFLICT ({', '.join(unique)}) DO {action}"
+    into = f"INSERT INTO {rows} ({_list(columns)}) VALUES ({places})"
+    return f"{into} ON CONFLICT ({_list(unique)}) DO {action}"
 
 
 def _views(table: str, schema: pa.Schema, groups: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
     owner = {member: name for name, members in groups for member in members}
-    selected = ", ".join(f"{owner.get(name, f'{table}_rows')}.{name}" for name in schema.names)
+    selected = ", ".join(f"{owner.get(name, f'{table}_rows')}.{quoted(name)}" for name in schema.names)
     joins = "".join(f" JOIN {name} ON {name}.id = {table}_rows.{_reference(name, table)}" for name, _ in groups)
     readable = ", ".join(_readable(field) for field in schema)
     return [
@@ -127,10 +142,12 @@ def _views(table: str, schema: pa.Schema, groups: Sequence[tuple[str, tuple[str,
 
 def _readable(field: pa.Field) -> str:
     if not pa.types.is_timestamp(field.type):
-        return str(field.name)
+        return quoted(field.name)
     # In whole numbers, for the doubles of strftime('%f') round to milliseconds.
-    seconds = f"strftime('%Y-%m-%dT%H:%M:%S', {field.name} / 1000000, 'unixepoch')"
-    return f"{seconds} || printf('.%06dZ', {field.name} % 1000000) AS {field.name}"
+    name = quoted(field.name)
+    return (
+        f"strftime('%Y-%m-%dT%H:%M:%S', {name} / 1000000, 'unixepoch') || printf('.%06dZ', {name} % 1000000) AS {name}"
+    )
 
 
 def _type(field: pa.Field) -> str:
