@@ -183,6 +183,9 @@ def test_odd_messages_are_left_alone() -> None:
         canonical(extra={"a": 1}),
         sound.replace(b"-1.234", b"-0"),
         sound.replace(b"2026-11-22T10:00", b"\0" * 16),
+        sound.replace(b"3.6512", b"1.000000059604644775"),  # next to the middle of two float32
+        *(canonical(event_time=f"{day}T10:00:00Z") for day in ("2025-02-29", "2026-02-30", "2026-04-31", "2026-00-01")),
+        *(canonical(device_id=name) for name in ("gw'1", "gw\x7f", "", "x" * 257)),
         canonical(seq=10**19),
         canonical(seq=2**64),
         canonical(charge_ah=9007199254740993),
