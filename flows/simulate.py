@@ -4,7 +4,7 @@ Three ways to run the same fleet, and under the same settings they give the same
 ``simulate`` publishes in step with the clock and writes the truth, ``messages`` gives topic and payload
 without a broker, ``telemetry`` gives Arrow batches without JSON.
 
-A message is canonical JSON of about 450 bytes; its topic is ``voltmill/`` and the device id.
+A message is canonical JSON of about 370 bytes; its topic is ``voltmill/`` and the device id.
 """
 
 import signal

@@ -5,7 +5,9 @@ last (clock_jump, stuck, weak_cell, over_temperature): which module, which cell 
 start, each module has at most one of them, and what came of it is kept in ``Episode``.
 """
 
+import itertools
 import json
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,12 +109,12 @@ class FaultSchedule:
         )
         drawn = []
         for fault, share, length in plan:
-            for count in range(min(int(np.ceil(share * modules)), modules // 4) if share else 0):
+            for count, module in enumerate(itertools.islice(order, math.ceil(share * modules))):
                 cell = int(self._rng.integers(cells))
                 if fault == OVER_TEMPERATURE:
                     cell = cell // PROBE_EVERY * PROBE_EVERY  # under a probe, else nobody could know
                 due = 0.0 if fault == WEAK_CELL else float(self._rng.uniform(0.1, 0.5)) * self._horizon
-                drawn.append(Episode(next(order), fault, cell, due, length, jump if count % 2 == 0 else -jump))
+                drawn.append(Episode(module, fault, cell, due, length, jump if count % 2 == 0 else -jump))
         return drawn
 
     def _live(self, episode: Episode, marked: Marked) -> None:

@@ -4,8 +4,8 @@
 currents act on the cells as they do in a car, and gives one sample of each. Voltage and current of a
 sample belong to the same instant, and the current is the one of that second, not a mean: so it is in the
 LG data at 5 s on which the SOC model was trained, and only so R0 shows in the pair. Counting charge
-from such samples (zero-order hold) is right on average and wanders by some 0.1 % of capacity an hour
-of driving: what a real counter at that rate would do.
+from such samples (zero-order hold) is right on average and off by 0.7 % of capacity after an hour of
+driving (standard deviation); in the LG cycles, sampled alike, it is 0.8 %.
 
 100 % SOC is a cell at the end of its constant-voltage charge (50 mA), 0 % is 2.78 Ah (times the cell's
 own health) below that: the convention of the LG data.
@@ -69,7 +69,8 @@ class SimulatedFleet:
         cooling = self.parameters.thermal_resistance_kelvin_per_watt * MODULE_COOLING
         self._tables = tables(self.parameters)._replace(thermal_resistance=cooling)
         turn = rng.permutation(m)
-        self.device_ids = [_ids(settings)[i] for i in turn]
+        names = _ids(settings)
+        self.device_ids = [names[i] for i in turn.tolist()]
         self._offset_us = (np.arange(m) * settings.interval_seconds * 1e6 / m).astype(np.int64) // 1000 * 1000
 
         packs = np.arange(m) // settings.modules_per_pack

@@ -21,6 +21,7 @@ ACCESSORY_WATT: Final = 500.0
 PACK_WATT_HOUR: Final = 13_000.0  # small for its car, as in the LG tests: the cell is worked hard
 DRIVE_EFFICIENCY: Final = 0.9
 REGEN_SHARE: Final = 0.75  # of the braking power that reaches the battery
+SMOOTHING: Final = 4  # s; a pedal does not jump: so the currents are as smooth as those of the LG records
 LIMITS: Final = (-6.0, 2.0)  # C-rate, of the LG tests at 10 °C and above
 
 #: Share of micro-trips, cruise speed (mean and spread, m/s), acceleration (mean, m/s²), cruise and stop (mean, s).
@@ -33,9 +34,10 @@ STYLES: Final = (
 
 def speed_trace(seconds: int, rng: np.random.Generator) -> Array:
     """A speed for each second, m/s: micro-trips between stops."""
-    trace = np.zeros(seconds)
+    skipped = int(rng.integers(60))  # cycles do not all begin with the same standing start
+    trace = np.zeros(skipped + seconds + SMOOTHING - 1)
     at = 0
-    while at < seconds:
+    while at < len(trace):
         style = STYLES[rng.choice(len(STYLES), p=[s[0] for s in STYLES])]
         top = max(rng.normal(style[1], style[2]), 3.0)
         faster, slower = (max(rng.normal(style[3], 0.35), 0.4) for _ in range(2))
@@ -43,10 +45,10 @@ def speed_trace(seconds: int, rng: np.random.Generator) -> Array:
         wander = np.cumsum(rng.normal(0, 0.45, int(rng.exponential(style[4])) + 5))
         cruise = np.maximum(up[-1] + wander - np.linspace(0, wander[-1], len(wander)), 1.0)
         down = np.arange(cruise[-1], 0, -slower)
-        trip = np.concatenate([up, cruise, down, np.zeros(int(rng.exponential(style[5])) + 2)])[: seconds - at]
+        trip = np.concatenate([up, cruise, down, np.zeros(int(rng.exponential(style[5])) + 2)])[: len(trace) - at]
         trace[at : at + len(trip)] = trip
         at += len(trip)
-    return np.convolve(trace, np.full(3, 1 / 3), mode="same")  # no pedal jumps within a second
+    return np.convolve(trace, np.full(SMOOTHING, 1 / SMOOTHING), mode="valid")[skipped:]
 
 
 def c_rate(speed: Array) -> Array:

@@ -130,12 +130,14 @@ def solve(train: list[Record], taus: tuple[float, float]) -> tuple[Array, float]
     gram, moment, energy, rows = np.zeros((unknowns, unknowns)), np.zeros(unknowns), 0.0, 0
     for record in train:
         a, y = design(record, taus)
-        gram, moment = gram + a.T @ a, moment + a.T @ y
-        energy, rows = energy + float(y @ y), rows + len(y)
+        gram += a.T @ a
+        moment += a.T @ y
+        energy += float(y @ y)
+        rows += len(y)
     prior, wish = penalty(), np.zeros(unknowns)
     prior[full, full] += FULL_WEIGHT
     wish[full] = FULL_WEIGHT * (FULL_VOLT - hysteresis_volt()[full])
-    x: Array = np.linalg.solve(gram + prior, moment + wish)
+    x = np.linalg.solve(gram + prior, moment + wish).astype(np.float64)
     return x, float(np.sqrt((energy - 2 * x @ moment + x @ gram @ x) / rows))
 
 
