@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from voltmill.kernels.schema import LABEL, PREDICTION, PREDICTION_KEY
+from voltmill.kernels.schema import PREDICTION, PREDICTION_KEY
 
 _COMPARED: Final = [name for name in PREDICTION.names if name != "mode"]
 
@@ -38,13 +38,17 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def read(folder: str) -> pa.Table:
-    """The predictions of a lake, sorted by primary key, with plain columns.
+    """The predictions of a lake, ready to compare.
 
     Args:
         folder: A folder that holds ``predictions/``.
     """
-    table = ds.dataset(f"{folder}/predictions", format="parquet", exclude_invalid_files=False).to_table(_COMPARED)
-    columns = [_plain(table.column(name).combine_chunks()) for name in _COMPARED]
+    return plain(ds.dataset(f"{folder}/predictions", format="parquet", exclude_invalid_files=False).to_table())
+
+
+def plain(predictions: pa.Table) -> pa.Table:
+    """Predictions ready to compare: sorted by primary key, labels as text, floats as their bits."""
+    columns = [_plain(predictions.column(name).combine_chunks()) for name in _COMPARED]
     return pa.table(columns, _COMPARED).sort_by([(name, "ascending") for name in PREDICTION_KEY])
 
 
@@ -71,7 +75,6 @@ def compare(left: pa.Table, right: pa.Table) -> Comparison:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Labels as text and floats as their bits."""
-    if column.type == LABEL or pa.types.is_dictionary(column.type):
+    if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
     return column.view(pa.int32()) if column.type == pa.float32() else column

@@ -4,17 +4,23 @@
 shard count of the step ids; a store that was made for other ones would be misread, so it is refused.
 """
 
+import logging
 import secrets
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from voltmill.flows.config import ConfigError, RunSettings
 
-_FORMAT = 1
+_FORMAT: Final = 1
+_DESCRIPTION: Final = "store.json"
+
+log = logging.getLogger("voltmill.recovery")
 
 
 class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,29 +44,42 @@ def store_name(now: datetime) -> str:
 def open_store(settings: RunSettings) -> StoreInfo:
     """Find the recovery store of a flow, or make it.
 
+    The processes of a cluster may all come here at once: each makes a store of its own beside the
+    folder and renames it to it, which only the first one can.
+
     Raises:
         ConfigError: The store was made by another version or for other settings.
     """
     folder = Path(settings.state)
-    file = folder / "store.json"
-    if file.exists():
-        return _checked(msgspec.json.decode(file.read_bytes(), type=StoreInfo), settings, file)
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("part-*.sqlite3*"):  # a start that was interrupted before store.json
-        stale.unlink()
-    # In a process of its own: a flow's process must never open the store by itself as well.
-    command = [sys.executable, "-m", "bytewax.recovery", str(folder), str(settings.recovery_partitions)]
-    subprocess.run(command, check=True)
-    info = StoreInfo(
-        format=_FORMAT,
-        name=store_name(datetime.now(UTC)),
-        shards=settings.shards,
-        recovery_partitions=settings.recovery_partitions,
-    )
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(msgspec.json.encode(info))
-    temporary.replace(file)
-    return info
+    if not (folder / _DESCRIPTION).exists():
+        _make(folder, settings)
+    file = folder / _DESCRIPTION
+    try:
+        info = msgspec.json.decode(file.read_bytes(), type=StoreInfo)
+    except (OSError, msgspec.MsgspecError) as e:
+        raise ConfigError(f"{file}: cannot be read: {e}; name another [run] state") from None
+    return _checked(info, settings, file)
+
+
+def _make(folder: Path, settings: RunSettings) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        made = Path(scratch) / "store"
+        made.mkdir()
+        # In a process of its own: a flow's process must never open the store by itself as well.
+        command = [sys.executable, "-m", "bytewax.recovery", str(made), str(settings.recovery_partitions)]
+        subprocess.run(command, check=True)
+        info = StoreInfo(
+            format=_FORMAT,
+            name=store_name(datetime.now(UTC)),
+            shards=settings.shards,
+            recovery_partitions=settings.recovery_partitions,
+        )
+        (made / _DESCRIPTION).write_bytes(msgspec.json.encode(info))
+        try:
+            made.rename(folder)
+        except OSError:  # another process was first, or the folder holds something else: the reader will see
+            log.info("recovery store not made", extra={"folder": str(folder)})
 
 
 def _checked(info: StoreInfo, settings: RunSettings, file: Path) -> StoreInfo:
