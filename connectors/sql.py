@@ -11,7 +11,9 @@ the schema's columns:
 The labels (model, version, unit, source …) are 150 bytes a row and the same in millions of rows:
 beside the rows rather than in them, writing costs half and the file is 84 bytes a row, not 216. The
 key starts with the time, so rows are appended at the end of the tree; a table without rowid has no
-second tree to keep. A query by device over a long archive wants an index of its own:
+second tree to keep. Measured: 1.4 to 1.8 µs a row on one core in batches of 4,096, at 1,000 and at
+100,000 devices; 0.6 of it is what Python's ``sqlite3`` takes to bind nine values, and sorting the
+rows first gained 3 %. A query by device over a long archive wants an index of its own:
 ``CREATE INDEX by_device ON predictions_rows (device_id, event_time)``.
 
 ``SELECT datetime(event_time / 1000000, 'unixepoch')`` reads a time in SQLite, ``make_timestamp(event_time)``

@@ -47,6 +47,8 @@ class Statements:
         """
         if unknown := [name for name in key if name not in schema.names]:
             raise ValueError(f"table {table}: no column {', '.join(unknown)} for its key")
+        if all(pa.types.is_dictionary(schema.field(name).type) for name in key):
+            raise ValueError(f"table {table}: its key needs a column that is not a label")
         types = {field.name: _type(field) for field in schema}
         labels = [field.name for field in schema if pa.types.is_dictionary(field.type)]
         groups = _groups(table, labels, key)

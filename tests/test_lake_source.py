@@ -55,7 +55,7 @@ def test_files_in_name_order_rows_in_file_order(tmp_path: Path) -> None:
     assert read(str(tmp_path))["source_offset"].to_pylist() == list(range(300))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(1, 120), st.sampled_from([None, 0.35]), st.integers(1, 50))
 def test_resuming_anywhere_gives_the_rest(
     tmp_path_factory: pytest.TempPathFactory, batch_rows: int, begin: float | None, group: int
