@@ -87,7 +87,7 @@ def state_dtype(windows: int) -> np.dtype[Any]:
             ("voltage", "<f8"),
             ("weight", "<f8", (len(TAUS),)),
             ("voltage_average", "<f8", (len(TAUS),)),
-            ("rate_average", "<f8", (len(TAUS),)),
+            ("current_average", "<f8", (len(TAUS),)),  # A: the capacity may be configured later
             ("charge", "<f8"),
             ("discharge", "<f8"),
             ("energy_in", "<f8"),
@@ -126,7 +126,7 @@ def _sorted(values: Any, low: float, high: float, believed: Any, work: Any) -> i
 def _weakest_z(work: Any, n: int) -> float:
     """Robust z-score of the lowest of ``n`` sorted values: (min - median) / (1.4826 MAD)."""
     half = n // 2
-    median = work[half] if n % 2 else 0.5 * (work[half - 1] + work[half])
+    median = np.float64(work[half]) if n % 2 else 0.5 * (np.float64(work[half - 1]) + work[half])
     # Deviations grow away from the median on both sides: merge the two sides in ascending order.
     left, right = half - 1, half
     deviation, before = 0.0, 0.0
@@ -151,11 +151,11 @@ def _averages(device: Any, rate: float, mean: float, seconds: float, capacity: f
             decay = np.exp(-seconds / _TAUS[j])
             device.weight[j] = decay * device.weight[j] + (1.0 - decay)
             device.voltage_average[j] = decay * device.voltage_average[j] + (1.0 - decay) * device.cell_mean
-            device.rate_average[j] = decay * device.rate_average[j] + (1.0 - decay) * (device.current / capacity)
+            device.current_average[j] = decay * device.current_average[j] + (1.0 - decay) * device.current
         weight = device.weight[j]
         known = weight > 1e-9
         out[_AVERAGES + j] = device.voltage_average[j] / weight if known else mean
-        out[_AVERAGES + n + j] = device.rate_average[j] / weight if known else rate
+        out[_AVERAGES + n + j] = device.current_average[j] / weight / capacity if known else rate
         out[_AVERAGES + 2 * n + j] = weight
 
 
@@ -175,6 +175,8 @@ def _enter(pane: Any, voltage: float, current: float, spread: float, at: float, 
     pane.current_max = max(pane.current_max, current)
     pane.spread_max = max(pane.spread_max, spread)
     if temperature == temperature:
+        # As the pane holds them: one sample then deviates from its mean by nothing, and gives no slope.
+        at, temperature = np.float64(np.float32(at)), np.float64(np.float32(temperature))
         pane.warm_count += 1.0
         change = at - pane.time_mean
         pane.time_mean += change / pane.warm_count
@@ -252,7 +254,7 @@ def _window(panes: Any, number: int, pane_seconds: float, out: Any, column: int)
 def _pane(panes: Any, number: int) -> Any:
     """The pane of this number, opened if it is new."""
     pane = panes[number % PANES]
-    if pane.number != number:
+    if pane.number != number or pane.count == 0.0:  # of a new device all are number 0, which may be this one
         _open(pane, number)
     return pane
 
@@ -280,7 +282,7 @@ def _interval(device: Any, time: int, settings: Any) -> float:
         device.history_us = 0
         device.weight[:] = 0.0
         device.voltage_average[:] = 0.0
-        device.rate_average[:] = 0.0
+        device.current_average[:] = 0.0
         return 0.0
     device.history_us += elapsed
     return float(elapsed * 1e-6)
@@ -381,8 +383,8 @@ def _sample(
     if mean != mean or not (fact.current_low <= current <= fact.current_high):
         out[:] = np.nan
         return
-    if voltage != voltage:
-        voltage = mean * len(cells)
+    if not abs(voltage) < np.inf:
+        voltage = np.float64(np.float32(mean * len(cells)))  # as a measured one: the panes hold float32
     capacity = fact.capacity_ah
     temperature = _probes(temperatures, fact, out)
     if not device.started:

@@ -43,8 +43,10 @@ class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""
-        if self.capacity_ah < 0 or self.series < 0 or self.parallel < 1 or self.gap_seconds <= 0:
-            raise ValueError("capacity_ah and series are at least 0, parallel at least 1, gap_seconds above 0")
+        if not (0 <= self.capacity_ah <= 1e9 and self.series >= 0 and self.parallel >= 1):
+            raise ValueError("capacity_ah is from 0 to 1e9, series at least 0, parallel at least 1")
+        if not 0 < self.gap_seconds <= 1e9:
+            raise ValueError("gap_seconds must be above 0, and 1e9 at most")
         for name in self.limits.__struct_fields__:
             low, high = getattr(self.limits, name)
             if not low < high:

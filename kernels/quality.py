@@ -16,6 +16,7 @@ from voltmill.kernels.schema import Quality
 
 _NEVER: Final = np.iinfo(np.int64).min
 _SEQ_WINDOW: Final = 64  # how far back a message counter is remembered exactly
+LONGEST_RUN: Final = 65535  #: how far equal readings are counted: what ``CELL`` holds
 _TIMES: Final = 8  # how many event times are remembered for devices without a counter
 
 # numba freezes these into the kernels
@@ -32,7 +33,7 @@ _CELL_COUNT_CHANGED: Final = int(Quality.CELL_COUNT_CHANGED)
 _SUM_MISMATCH: Final = int(Quality.SUM_MISMATCH)
 _REFUSED_BITS: Final = int(_REFUSED)
 
-#: One device: 201 bytes, plus 10 a cell in the arena.
+#: One device: 209 bytes, plus 10 a cell in the arena.
 STATE: Final = np.dtype(
     [
         ("started", "u1"),  # a row was accepted before
@@ -42,12 +43,14 @@ STATE: Final = np.dtype(
         ("cells", "<i4"),
         ("arena", "<i4"),  # first cell in the arena
         ("room", "<i4"),  # cells reserved there
+        ("believed", "<i4"),  # cells of the newest row inside their limits
+        ("probes", "<i4"),  # its probes inside theirs
         ("newest_time", "<i8"),  # of accepted rows
-        ("seen_time", "<i8"),  # of all rows
+        ("seen_time", "<i8"),  # of all rows but those ahead of their arrival
         ("newest_seq", "<u8"),
         ("seen_seq", "<u8"),  # bit k: newest_seq - k was seen
-        ("recent_time", "<i8", (_TIMES,)),
-        ("current", "<f8"),
+        ("recent_time", "<i8", (_TIMES,)),  # with a counter: only those ahead of their arrival
+        ("current", "<f8"),  # NaN: not believed
         ("cell_mean", "<f8"),
         ("temperature_low", "<f4"),
         ("temperature_high", "<f4"),
@@ -84,9 +87,9 @@ RULES: Final = {
     Quality.RANGE: "a cell voltage, a temperature or the current is outside the fleet entry's `limits`, or not "
     "measured",
     Quality.RATE: "a cell moved faster than `cell_voltage_rate_volt_per_second`, or the coldest or warmest probe "
-    "faster than `temperature_rate_celsius_per_second`",
+    "faster than `temperature_rate_celsius_per_second`; judged between samples with as many believable readings",
     Quality.STUCK: "a cell reading did not change for `stuck_samples` samples while the mean of the cells moved by "
-    "`stuck_volt`",
+    "`stuck_volt`, all of them with as many believable cells",
     Quality.SIGN_SUSPECT: "over many current steps the voltage fell when the current rose: the sign looks reversed",
     Quality.CELL_COUNT_CHANGED: "another number of cells than in the sample before",
     Quality.SUM_MISMATCH: "the sum of the cells differs from the module voltage by more than `sum_tolerance` of it",
@@ -101,14 +104,17 @@ RULES: Final = {
 
 
 @inline
-def _remember_time(device: Any, time: int) -> bool:
-    """Whether the time is a recent one; remembers it if not."""
+def _is_recent(device: Any, time: int) -> bool:
     for k in range(_TIMES):
         if device.recent_time[k] == time:
             return True
+    return False
+
+
+@inline
+def _remember(device: Any, time: int) -> None:
     device.recent_time[device.next_time] = time
     device.next_time = (device.next_time + 1) % _TIMES
-    return False
 
 
 @inline
@@ -119,6 +125,8 @@ def _count_seq(device: Any, seq: Any, time: int) -> int:
         return 0
     if seq > device.newest_seq:
         ahead = seq - device.newest_seq
+        if ahead >= _SEQ_WINDOW and time <= device.seen_time:
+            return 0  # a leftover from before the device started again: the counter stays where it is
         device.seen_seq = (device.seen_seq << ahead) | np.uint64(1) if ahead < _SEQ_WINDOW else np.uint64(1)
         device.newest_seq = seq
         return int(min(ahead - np.uint64(1), np.uint64(1 << 62)))
@@ -132,6 +140,8 @@ def _count_seq(device: Any, seq: Any, time: int) -> int:
         if device.seen_seq & bit == 0:
             device.seen_seq |= bit
             return 0
+        if _is_recent(device, time):  # a copy of a sample that was ahead of its arrival
+            return -1
     if time > device.seen_time:  # a newer sample with an older counter: the device started again
         device.newest_seq, device.seen_seq = seq, 1
     return 0
@@ -147,11 +157,15 @@ def _arrival(device: Any, seq: Any, has_seq: bool, time: int, ingest: int, gap_u
             bits |= _DUPLICATE
         elif skipped > 0:
             bits |= _GAP_BEFORE
-    elif _remember_time(device, time):
+    elif _is_recent(device, time):
         bits |= _DUPLICATE
+    else:
+        _remember(device, time)
     if bits & _DUPLICATE == 0:
         if ingest != _NEVER and time - ingest > settings.skew_us:
             bits |= _CLOCK_SKEW
+            if has_seq:
+                _remember(device, time)
         elif device.started and time <= device.newest_time:
             bits |= _OUT_OF_ORDER
             if device.newest_time - time > settings.late_us:
@@ -164,15 +178,21 @@ def _arrival(device: Any, seq: Any, has_seq: bool, time: int, ingest: int, gap_u
 
 
 @inline
-def _cells(device: Any, cells: Any, values: Any, fact: Any, seconds: float, mean: float, settings: Any) -> int:
-    """Rate and stuck rules, cell by cell; ``seconds`` is 0 where there is no neighbour to compare."""
+def _cells(
+    device: Any, cells: Any, values: Any, fact: Any, seconds: float, mean: float, same: bool, settings: Any
+) -> int:
+    """Rate and stuck rules, cell by cell; ``seconds`` is 0 where there is no neighbour to compare.
+
+    Not ``same``: another number of cells is believed than before. Then their mean moved though no cell
+    did, and a reading that is back may be older than the sample before: each cell starts anew.
+    """
     bits = 0
     for k in range(len(values)):
         value, cell = values[k], cells[device.arena + k]
         if not (fact.voltage_low <= value <= fact.voltage_high):
             continue
-        if value == cell.last:
-            if cell.run < 65535:
+        if same and value == cell.last:
+            if cell.run < LONGEST_RUN:
                 cell.run += 1
             if cell.run >= settings.stuck_samples and abs(mean - cell.run_mean) >= settings.stuck_volt:
                 bits |= _STUCK
@@ -187,19 +207,21 @@ def _cells(device: Any, cells: Any, values: Any, fact: Any, seconds: float, mean
 def _temperatures(device: Any, values: Any, fact: Any, seconds: float, settings: Any) -> int:
     """Range and rate rules of the probes."""
     bits = 0 if len(values) > 0 else _RANGE
-    low, high = np.inf, -np.inf
+    low, high, believed = np.inf, -np.inf, 0
     for value in values:
         if fact.temperature_low <= value <= fact.temperature_high:
             low, high = min(low, value), max(high, value)
+            believed += 1
         else:
             bits |= _RANGE
-    if low <= high:
-        if seconds > 0.0:
+    if believed > 0:
+        # where a probe fell silent, the coldest or warmest is another one
+        if seconds > 0.0 and believed == device.probes:
             limit = settings.temperature_rate * max(seconds, 1.0)
-            # NaN before the first believable probe: no comparison is true
             if abs(low - device.temperature_low) > limit or abs(high - device.temperature_high) > limit:
                 bits |= _RATE
         device.temperature_low, device.temperature_high = low, high
+    device.probes = believed
     return bits
 
 
@@ -209,7 +231,7 @@ def _sign(device: Any, current: float, mean: float, step: float, seconds: float)
     change = current - device.current
     if seconds > 0.0 and abs(change) >= step:  # NaN: not true
         rise = (mean - device.cell_mean) * change
-        if rise != 0.0:
+        if rise > 0.0 or rise < 0.0:  # NaN without cells: no vote
             device.sign_score += np.float32(0.05) * ((1.0 if rise > 0.0 else -1.0) - device.sign_score)
             device.sign_steps = min(device.sign_steps + 1, 255)
     return _SIGN_SUSPECT if device.sign_steps >= 20 and device.sign_score < -0.5 else 0
@@ -237,16 +259,22 @@ def _accept(
         if fact.voltage_low <= value <= fact.voltage_high:
             total += value
             believed += 1
-    if believed < len(volts) or not (fact.current_low <= current <= fact.current_high):
+    if not (fact.current_low <= current <= fact.current_high):
+        bits |= _RANGE
+        current = np.nan
+    if believed < len(volts) or believed == 0:
         bits |= _RANGE
     mean = total / believed if believed > 0 else np.nan
-    if believed == len(volts) and abs(total - voltage) > settings.sum_tolerance * abs(voltage):
+    if 0 < believed == len(volts) and abs(total - voltage) > settings.sum_tolerance * abs(voltage):
         bits |= _SUM_MISMATCH
-    bits |= _cells(device, cells, volts, fact, seconds, mean, settings)
     bits |= _temperatures(device, temps, fact, seconds, settings)
+    same = believed == device.believed
+    if not same:
+        seconds = 0.0
+    bits |= _cells(device, cells, volts, fact, seconds, mean, same, settings)
     step = settings.sign_step * fact.capacity_ah if fact.capacity_ah > 0.0 else 1.0
     bits |= _sign(device, current, mean, step, seconds)
-    device.current, device.cell_mean = current, mean
+    device.current, device.cell_mean, device.believed = current, mean, believed
     device.newest_time, device.started = time, 1
     return bits
 

@@ -51,8 +51,8 @@ class FeatureSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             raise ValueError("windows_seconds: each a multiple of 6, 6 or more")
         if len(set(self.windows_seconds)) != len(self.windows_seconds):
             raise ValueError("windows_seconds: each only once")
-        if min(self.restart_seconds, self.step_c_rate, self.step_seconds) <= 0:
-            raise ValueError("restart_seconds, step_c_rate and step_seconds must be above 0")
+        if not all(0 < x <= 1e9 for x in (self.restart_seconds, self.step_c_rate, self.step_seconds)):
+            raise ValueError("restart_seconds, step_c_rate and step_seconds must be above 0, and 1e9 at most")
 
     def schema(self) -> pa.Schema:
         """The schema of the features batch: what is carried, then the features."""

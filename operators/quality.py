@@ -51,9 +51,11 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""
-        bad = [name for name in self.__struct_fields__ if not getattr(self, name) > 0]
+        bad = [name for name in self.__struct_fields__ if not 0 < getattr(self, name) <= 1e9]
         if bad:
-            raise ValueError(f"{bad[0]} must be above 0")
+            raise ValueError(f"{bad[0]} must be above 0, and 1e9 at most")
+        if self.stuck_samples > rules.LONGEST_RUN:
+            raise ValueError(f"stuck_samples must be {rules.LONGEST_RUN} at most: readings are counted no further")
 
     def record(self) -> Any:
         """The thresholds as the kernel reads them."""
@@ -104,8 +106,6 @@ class QualityState:
         fresh = table.rows[known : len(table)]
         for name in ("newest_time", "seen_time", "recent_time"):
             fresh[name] = np.iinfo(np.int64).min
-        for name in ("temperature_low", "temperature_high"):
-            fresh[name] = np.nan
         cell_at, cells = columns.lists(telemetry.column("cell_voltage_volt"))
         self._reserve(slots, cell_at)
         bits = telemetry.column("quality_bits").to_numpy() & np.uint32(GIVEN)
