@@ -85,8 +85,18 @@ TELEMETRY: Final = pa.schema(
         _field(
             "ambient_temperature_celsius", pa.float32(), "ambient temperature, °C; null if not measured", nullable=True
         ),
-        _field("bms_soc_percent", pa.float32(), "state of charge by the BMS, %; never mixed with ours", nullable=True),
-        _field("bms_soh_percent", pa.float32(), "state of health by the BMS, %; never mixed with ours", nullable=True),
+        _field(
+            "bms_soc_percent",
+            pa.float32(),
+            "state of charge by the BMS, %, never mixed with ours; null if it says none",
+            nullable=True,
+        ),
+        _field(
+            "bms_soh_percent",
+            pa.float32(),
+            "state of health by the BMS, %, never mixed with ours; null if it says none",
+            nullable=True,
+        ),
         _field("charge_ah", pa.float64(), "cumulative charge into the module, Ah; null if not counted", nullable=True),
         _field(
             "discharge_ah",

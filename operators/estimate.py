@@ -1,7 +1,8 @@
 """estimate: features in, predictions of one model out, with an interval and a reason where there is none.
 
 A device whose cell type the model was not made for gets null and a bit, never a guess. A model that
-fails takes nothing down: its rows fall back to coulomb counting, with ``mode`` fallback.
+fails takes nothing down: its rows fall back to coulomb counting, with ``mode`` fallback. Where it gives
+no number for a row, that row falls back; where it raises, all rows it was asked for do.
 """
 
 import time
@@ -54,6 +55,7 @@ class EstimateState:
         # By index of the fleet entry; the last element answers for -1, the device of no entry.
         self._known = np.array([e.cell_type == contract.cell_type for e in fleet.entries] + [False])
         self.table = DeviceTable(FUSION_STATE, fleet, snapshot)
+        self._count_unknown(0)
 
     @property
     def nbytes(self) -> int:
@@ -70,12 +72,12 @@ class EstimateState:
         bits[~known] |= np.uint32(Quality.UNKNOWN_CELL)
         bits[known & ~domain] |= np.uint32(Quality.OUT_OF_DOMAIN)
         outputs, error = self._predict(matrix, domain)
-        failed = domain & ~np.isfinite(outputs).all(axis=1)
+        failed = domain & ~self._sound(outputs)
         bits[failed] |= np.uint32(Quality.MODEL_FAILED)
         use = np.where(failed, COASTED, np.where(domain, MEASURED, WITHHELD)).astype(np.uint8)
         interval = self._interval(features, slots, use, outputs, bits)
         predictions = self._batch(features, interval, failed, bits)
-        return predictions, None if error is None else _failure(features, error)
+        return predictions, None if error is None else _failure(features, failed, error)
 
     def snapshot(self) -> tuple[Any, ...]:
         """The device table: a copy."""
@@ -84,9 +86,12 @@ class EstimateState:
     def _slots(self, ids: pa.StringArray) -> NDArray[np.int32]:
         seen = len(self.table)
         slots = self.table.slots(ids)
-        if unknown := int((~self._known[self.table.facts["entry"][seen : len(self.table)]]).sum()):
-            self._on_unknown(unknown)
+        self._count_unknown(seen)
         return slots
+
+    def _count_unknown(self, first: int) -> None:
+        if unknown := int((~self._known[self.table.facts["entry"][first : len(self.table)]]).sum()):
+            self._on_unknown(unknown)
 
     def _in_domain(self, matrix: Floats, interval: Floats) -> NDArray[np.bool_]:
         shortest, longest = self._model.contract.dt_range_seconds
@@ -105,12 +110,18 @@ class EstimateState:
             found = self._model.predict(matrix if everywhere else matrix[domain])
             if found.shape != (int(domain.sum()), width):
                 raise ValueError(f"gave an array of shape {found.shape}, the contract has {width} outputs")
+            outputs[domain] = found
         except Exception as e:  # any model may fail in any way; the stream goes on
             return outputs, e
-        outputs[domain] = found
         # One row that is no number falls back by itself: another cut of the rows must not change its neighbours.
-        bad = int((~np.isfinite(found).all(axis=1)).sum())
+        bad = int((domain & ~self._sound(outputs)).sum())
         return outputs, ValueError(f"gave no number for {bad} rows") if bad else None
+
+    def _sound(self, outputs: Floats) -> NDArray[np.bool_]:
+        """Which rows hold numbers that can be used: all finite, and a scale above 0."""
+        sound = np.asarray(np.isfinite(outputs).all(axis=1))
+        names = self._model.contract.outputs
+        return sound & (outputs[:, names.index("laplace_scale")] > 0) if "laplace_scale" in names else sound
 
     def _interval(
         self,
@@ -173,13 +184,16 @@ class EstimateState:
         return pa.RecordBatch.from_arrays(arrays, schema=PREDICTION)
 
 
-def _failure(features: pa.RecordBatch, error: Exception) -> pa.RecordBatch:
-    """One dead letter for a batch that the model failed on; its rows are in the archive."""
-    first = features.slice(0, 1)
+def _failure(features: pa.RecordBatch, failed: NDArray[np.bool_], error: Exception) -> pa.RecordBatch:
+    """One dead letter for a batch that the model failed on, with the place of its first such row.
+
+    The rows themselves are in the archive.
+    """
+    first = features.slice(int(np.argmax(failed)), 1)
     made = {
         "payload": pa.nulls(1, pa.binary()),
         "reason": label("model_failed", 1),
-        "detail": pa.array([f"{type(error).__name__}: {error} ({len(features)} rows fell back)"]),
+        "detail": pa.array([f"{type(error).__name__}: {error} ({int(failed.sum())} rows fell back)"]),
         "stage": label("estimate", 1),
         "topic": label(None, 1),
     }
@@ -227,7 +241,8 @@ def estimate(
         fleet: Cell type and capacity by device.
         mode: Written into each prediction.
         observe: Called with the seconds that each batch took.
-        on_unknown: Called with the number of devices seen for the first time that get no prediction.
+        on_unknown: Called with the number of devices that get no prediction, when they are seen for the first
+            time since the start: those of a snapshot at once.
 
     Returns:
         One prediction a row of features, null where ``quality_bits`` says why; and the failures.
