@@ -38,7 +38,8 @@ def floats(column: pa.Array) -> NDArray[np.float32]:
 
 def lists(column: pa.ListArray) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Offsets (rows + 1) and values of a list<float32> column; a null item reads as NaN, a null list as empty."""
-    if column.null_count:  # a null list may hide values: leave them out
+    # A null list may hide values; and of a slice only its own values are worth filling.
+    if column.null_count or column.values.null_count:
         offsets = np.zeros(len(column) + 1, np.int32)
         np.cumsum(pc.fill_null(column.value_lengths(), 0).to_numpy(), out=offsets[1:])
         return fixed(offsets), floats(column.flatten())

@@ -280,6 +280,11 @@ def test_warm_up():
     assert [bool(b & Quality.WARM_UP) for b in found["quality_bits"]] == [True] * 3 + [False] * 3
 
 
+def test_no_rows():
+    predictions, failure = EstimateState(Line(fusion=FUSION), FLEET, "live").apply(rows())
+    assert len(predictions) == 0 and failure is None
+
+
 def test_the_operator_gives_predictions_and_failures_and_drops_none(run_flow, tmp_path):
     flow, predictions, failures = Dataflow("test"), [], []
     model = Odd(lambda out: 1 / 0 if (out[:, 0] > 80).any() else out, fusion=FUSION)

@@ -139,6 +139,10 @@ class TestClockSkew:
         without_counter = [{k: v for k, v in row.items() if k != "seq"} for row in rows]
         assert judged(*without_counter) == [0, Q.CLOCK_SKEW, 0, 0]
 
+    def test_a_restart_after_it_is_none_of_its_copies(self):
+        again = [sample(10 + k, seq=k) for k in range(5)]
+        assert judged(*steady(5), sample(7200, arrival=5, seq=5), *again)[5:] == [Q.CLOCK_SKEW] + [0] * 5
+
     def test_as_the_first_row(self):
         assert judged(sample(7200, arrival=0), sample(1), sample(2)) == [Q.CLOCK_SKEW, 0, 0]
 
