@@ -17,6 +17,7 @@ from voltmill.kernels.schema import Quality
 _NEVER: Final = np.iinfo(np.int64).min
 _SEQ_WINDOW: Final = 64  # how far back a message counter is remembered exactly
 LONGEST_RUN: Final = 65535  #: how far equal readings are counted: what ``CELL`` holds
+_SIGN_VOLT: Final = 0.002  # a smaller change is noise: two steps of a common BMS
 _TIMES: Final = 8  # how many event times are remembered for devices without a counter
 
 # numba freezes these into the kernels
@@ -33,7 +34,7 @@ _CELL_COUNT_CHANGED: Final = int(Quality.CELL_COUNT_CHANGED)
 _SUM_MISMATCH: Final = int(Quality.SUM_MISMATCH)
 _REFUSED_BITS: Final = int(_REFUSED)
 
-#: One device: 209 bytes, plus 10 a cell in the arena.
+#: One device: 213 bytes, plus 10 a cell in the arena.
 STATE: Final = np.dtype(
     [
         ("started", "u1"),  # a row was accepted before
@@ -55,11 +56,18 @@ STATE: Final = np.dtype(
         ("temperature_low", "<f4"),
         ("temperature_high", "<f4"),
         ("sign_score", "<f4"),
+        ("current_peak", "<f4"),  # largest current believed, either way
     ]
 )
 
 #: One cell of a device.
-CELL: Final = np.dtype([("last", "<f4"), ("run_mean", "<f4"), ("run", "<u2")])
+CELL: Final = np.dtype(
+    [
+        ("last", "<f4"),
+        ("run_mean", "<f4"),  # of the cells when this one changed last
+        ("run", "<u2"),  # samples since in which the mean was elsewhere
+    ]
+)
 
 #: The thresholds, as the kernel reads them; ``operators.quality.QualitySettings`` documents them.
 SETTINGS: Final = np.dtype(
@@ -88,9 +96,11 @@ RULES: Final = {
     "measured",
     Quality.RATE: "a cell moved faster than `cell_voltage_rate_volt_per_second`, or the coldest or warmest probe "
     "faster than `temperature_rate_celsius_per_second`; judged between samples with as many believable readings",
-    Quality.STUCK: "a cell reading did not change for `stuck_samples` samples while the mean of the cells moved by "
-    "`stuck_volt`, all of them with as many believable cells",
-    Quality.SIGN_SUSPECT: "over many current steps the voltage fell when the current rose: the sign looks reversed",
+    Quality.STUCK: "a cell reading did not change in `stuck_samples` samples in which the mean of as many believable "
+    "cells was `stuck_volt` or more from where it was at the reading's last change",
+    Quality.SIGN_SUSPECT: "over many current steps of `sign_step_c_rate` (without a capacity: of a quarter of the "
+    "largest current, 1 A at least) the mean of the cells fell by 2 mV or more when the current rose: the sign looks "
+    "reversed",
     Quality.CELL_COUNT_CHANGED: "another number of cells than in the sample before",
     Quality.SUM_MISMATCH: "the sum of the cells differs from the module voltage by more than `sum_tolerance` of it",
     Quality.UNIT_CONVERTED: "set by `decode`: a mapping scaled, offset or sign-flipped a value",
@@ -192,14 +202,16 @@ def _cells(
         if not (fact.voltage_low <= value <= fact.voltage_high):
             continue
         if same and value == cell.last:
-            if cell.run < LONGEST_RUN:
-                cell.run += 1
-            if cell.run >= settings.stuck_samples and abs(mean - cell.run_mean) >= settings.stuck_volt:
-                bits |= _STUCK
+            # Only samples away from where it stood count: a multiplexed BMS shows a step some samples late.
+            if abs(mean - cell.run_mean) >= settings.stuck_volt:
+                if cell.run < LONGEST_RUN:
+                    cell.run += 1
+                if cell.run >= settings.stuck_samples:
+                    bits |= _STUCK
         else:
             if seconds > 0.0 and abs(value - cell.last) > settings.voltage_rate * max(seconds, 1.0):
                 bits |= _RATE
-            cell.last, cell.run, cell.run_mean = value, 1, mean
+            cell.last, cell.run, cell.run_mean = value, 0, mean
     return bits
 
 
@@ -228,12 +240,11 @@ def _temperatures(device: Any, values: Any, fact: Any, seconds: float, settings:
 @inline
 def _sign(device: Any, current: float, mean: float, step: float, seconds: float) -> int:
     """Does the voltage rise when the current rises? A running vote over current steps."""
-    change = current - device.current
-    if seconds > 0.0 and abs(change) >= step:  # NaN: not true
-        rise = (mean - device.cell_mean) * change
-        if rise > 0.0 or rise < 0.0:  # NaN without cells: no vote
-            device.sign_score += np.float32(0.05) * ((1.0 if rise > 0.0 else -1.0) - device.sign_score)
-            device.sign_steps = min(device.sign_steps + 1, 255)
+    change, rise = current - device.current, mean - device.cell_mean
+    if seconds > 0.0 and abs(change) >= step and abs(rise) >= _SIGN_VOLT:  # NaN: not true
+        vote = 1.0 if rise * change > 0.0 else -1.0
+        device.sign_score += np.float32(0.05) * (vote - device.sign_score)
+        device.sign_steps = min(device.sign_steps + 1, 255)
     return _SIGN_SUSPECT if device.sign_steps >= 20 and device.sign_score < -0.5 else 0
 
 
@@ -272,7 +283,9 @@ def _accept(
     if not same:
         seconds = 0.0
     bits |= _cells(device, cells, volts, fact, seconds, mean, same, settings)
-    step = settings.sign_step * fact.capacity_ah if fact.capacity_ah > 0.0 else 1.0
+    device.current_peak = max(device.current_peak, abs(current))  # NaN: stays
+    # 1 A is much to one cell and noise to a car: without a capacity, what the device draws is the measure.
+    step = settings.sign_step * fact.capacity_ah if fact.capacity_ah > 0.0 else max(0.25 * device.current_peak, 1.0)
     bits |= _sign(device, current, mean, step, seconds)
     device.current, device.cell_mean, device.believed = current, mean, believed
     device.newest_time, device.started = time, 1

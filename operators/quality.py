@@ -41,13 +41,14 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     temperature_rate_celsius_per_second: float = 5.0
     """A probe cannot move faster, °C/s: thermal runaway begins at 1 °C/s (GB 38031)."""
     stuck_samples: int = 10
-    """A cell reading that stands still for this many samples may be stuck."""
+    """A cell reading that stands still in this many samples is stuck: far more than a multiplexed BMS lags ..."""
     stuck_volt: float = 0.02
-    """... if the mean of the cells moved by this much meanwhile, V: ten steps of a common BMS."""
+    """... counting those with the mean of the cells this far from where it was at the reading's last change, V:
+    twenty steps of a common BMS."""
     sum_tolerance: float = 0.02
     """Relative difference between module voltage and the sum of its cells: the sensors' errors."""
     sign_step_c_rate: float = 0.1
-    """A current step that votes on the sign, 1/h (1 A where no capacity is known)."""
+    """A current step that votes on the sign, 1/h (without a capacity: a quarter of the device's largest current)."""
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""

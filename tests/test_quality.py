@@ -261,7 +261,7 @@ class TestStuck:
 
     def test_one_cell_stands_still_while_its_siblings_move(self):
         found = judged(*self.moving(20, stuck=[2]))
-        assert found[:9] == [0] * 9 and found[9:] == [Q.STUCK] * 11  # the tenth sample; the mean moved by 34 mV
+        assert found[:15] == [0] * 15 and found[15:] == [Q.STUCK] * 5  # the tenth with the mean 20 mV away
 
     def test_not_if_the_mean_moved_less(self):
         assert judged(*self.moving(20, stuck=[2], step=0.001)) == [0] * 20
@@ -269,22 +269,32 @@ class TestStuck:
     def test_rest_raises_no_alarm(self):
         assert judged(*self.moving(200, step=0.0)) == [0] * 200
 
+    @pytest.mark.parametrize("lag, bit", [(9, Q(0)), (10, Q.STUCK)])
+    def test_after_a_long_rest_a_cell_may_show_a_step_late(self, lag, bit):
+        rest = [sample(k, **cells(3.7, 3.7, 3.7, 3.7)) for k in range(100)]
+        step = [sample(100 + k, **cells(3.66, 3.66, 3.66, 3.7)) for k in range(lag)]
+        assert judged(*rest, *step, sample(100 + lag, **cells(3.66, 3.66, 3.66, 3.66)))[-2:] == [bit, 0]
+
+    def test_loads_that_come_and_go_are_counted_together(self):
+        rows = [sample(k, **cells(*[3.7 - 0.03 * (k % 2)] * 3, 3.7)) for k in range(30)]
+        assert judged(*rows) == [0] * 19 + [Q.STUCK, 0] * 5 + [Q.STUCK]
+
     def test_all_that_move_raise_none(self):
         assert judged(*self.moving(100)) == [0] * 100
 
     def test_it_ends_when_the_cell_moves(self):
-        rows = self.moving(20, stuck=[2])
-        rows[15]["cell_voltage_volt"][2] = 3.65
+        rows = self.moving(25, stuck=[2])
+        rows[20]["cell_voltage_volt"][2] = 3.65
         found = judged(*rows)
-        assert found[14] == Q.STUCK and found[15:] == [0] * 5
+        assert found[19] == Q.STUCK and found[20:] == [0] * 5
 
     def test_a_single_cell_has_no_siblings(self):
         assert judged(*[sample(k, **cells(3.7)) for k in range(50)]) == [0] * 50
 
     def test_a_run_longer_than_its_counter(self):
-        still = [sample(k, **cells(3.7, 3.7, 3.7)) for k in range(66_000)]
-        moved = sample(66_000, **cells(3.7, 3.5, 3.5))
-        assert judged(*still, moved, settings=QualitySettings(stuck_samples=60_000))[-1] == Q.STUCK
+        rows = [sample(k, **cells(3.7, 3.5 + 0.1 * (k == 0))) for k in range(66_000)]
+        found = judged(*rows, settings=QualitySettings(stuck_samples=65_535))
+        assert found[65_534] == 0 and found[65_535:] == [Q.STUCK] * 465
 
     def test_at_rest_a_weak_cell_that_falls_silent_moves_no_mean(self):
         """The mean of the cells moves when a reading far from it is missing; no cell did."""
@@ -310,6 +320,19 @@ class TestSign:
     def test_small_steps_do_not_vote(self):
         rows = [sample(k, current_ampere=0.29 * (k % 2), **cells(3.7 - 0.01 * (k % 2))) for k in range(100)]
         assert judged(*rows) == [0] * 100
+
+    @pytest.mark.parametrize("step, bit", [(24.0, Q(0)), (26.0, Q.SIGN_SUSPECT)])
+    def test_without_a_capacity_what_the_device_draws_is_the_measure(self, step, bit):
+        rows = [sample(k, current_ampere=step * (k % 2), **cells(3.7 - 0.01 * (k % 2))) for k in range(1, 100)]
+        drawn = sample(0, current_ampere=-100.0, **cells(3.7))
+        odd = sample(0.5, current_ampere=float("nan"), **cells(3.7))
+        assert judged(drawn, odd, *rows, fleet=Fleet())[-1] == bit
+
+    def test_changes_that_a_bms_hardly_resolves_do_not_vote(self):
+        rows = [sample(k, current_ampere=9.0 * (k % 2), **cells(3.7 - 0.0019 * (k % 2))) for k in range(100)]
+        assert judged(*rows) == [0] * 100
+        rows = [sample(k, current_ampere=9.0 * (k % 2), **cells(3.7 - 0.0021 * (k % 2))) for k in range(100)]
+        assert judged(*rows)[-1] == Q.SIGN_SUSPECT
 
     def test_it_is_taken_back_when_the_sign_is_mended(self):
         right = [r | {"event_time": at(100 + k), "ingest_time": at(100 + k)} for k, r in enumerate(self.stepped(90, 1))]
