@@ -107,7 +107,7 @@ class LakeSink(FixedPartitionedSink[pa.RecordBatch, State]):
         schema: of every batch; nothing is cast.
         shards: labels of all shards, such as ``("00", "01")``; the keys of the items.
         store: name of the recovery store, in which later ones sort last: ``20261122T103000Z-3fa2``.
-        observe: called with the seconds each batch took, the writing of files included.
+        observe: called with the seconds each batch and each snapshot took, the writing of files included.
         on_written: called with each batch, in order, once it is in a file; after a restart also with
             those the snapshot had kept.
         now: seconds since 1970; for tests.
@@ -193,11 +193,13 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
 
     def snapshot(self) -> State:
         """Where the shard stands; rows not yet in a file are part of it, each serialised once."""
+        began = time.perf_counter()
         if self._bytes > self._settings.max_snapshot_bytes or self._aged():
             self._flush()
         if fresh := self._buffer[self._serialized_batches :]:
             self._serialized.append(_stream(fresh, self._sink.schema))
             self._serialized_batches = len(self._buffer)
+        self._sink.observe(time.perf_counter() - began)
         return ("v1", self._sequence, self._date, self._since, tuple(self._serialized))
 
     def close(self) -> None:

@@ -4,8 +4,9 @@ Facts come from ``[[fleet]]`` tables matched by pattern on ``device_id``; the fi
 new gateway needs no change. A device that matches none is unknown: it gets no prediction.
 """
 
+import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Final
 
 import msgspec
@@ -70,7 +71,16 @@ class Fleet:
 
     def __init__(self, entries: Sequence[FleetEntry] = ()) -> None:
         self.entries = tuple(entries)
+        self._patterns = [re.compile(translate(e.match)).match for e in self.entries]
+
+    def index(self, device_id: str) -> int:
+        """The index of the first entry that matches, or -1."""
+        for k, matches in enumerate(self._patterns):
+            if matches(device_id):
+                return k
+        return -1
 
     def facts(self, device_id: str) -> FleetEntry:
         """The first entry that matches, or ``UNKNOWN``."""
-        return next((e for e in self.entries if fnmatchcase(device_id, e.match)), UNKNOWN)
+        k = self.index(device_id)
+        return UNKNOWN if k < 0 else self.entries[k]

