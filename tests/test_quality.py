@@ -234,6 +234,10 @@ class TestRate:
         rows = [sample(0, **cells(3.7, 3.7)), sample(1, **cells(66.0, 3.7)), sample(2, **cells(3.7, 3.7))]
         assert judged(*rows) == [0, Q.RANGE, 0]
 
+    def test_a_cell_that_is_back_after_minutes_may_have_moved(self):
+        silent = [sample(k, **cells(None, 3.7 - 0.01 * k)) for k in range(1, 120)]
+        assert judged(sample(0, **cells(3.7, 3.7)), *silent, sample(120, **cells(2.5, 2.5)))[-1] == 0
+
     def test_temperatures(self):
         warm = [sample(0), sample(1, cell_temperature_celsius=[25.0, 31.1])]
         assert judged(*warm) == [0, Q.RATE]
@@ -241,6 +245,7 @@ class TestRate:
         assert judged(*cold) == [0, Q.RATE]
         assert judged(sample(0), sample(1, cell_temperature_celsius=[20.1, 30.9])) == [0, 0]
         assert judged(sample(0), sample(2, cell_temperature_celsius=[25.0, 35.9])) == [0, 0]
+        assert judged(sample(0), sample(0.1, cell_temperature_celsius=[25.0, 30.9])) == [0, 0]
 
     def test_a_probe_that_falls_silent_moves_nothing(self):
         probes = [[5.0, 25.0], [None, 25.0], [None, 25.0], [None, 31.0], [5.0, 31.0], [5.0, 31.0], [5.0, 37.0]]
@@ -344,8 +349,8 @@ class TestSign:
             row["cell_voltage_volt"] = [None]
         assert not any(b & Q.SIGN_SUSPECT for b in judged(*rows))
         rows = self.stepped(200, 1)
-        for row in rows[::3]:
-            row["current_ampere"] = 9e9
+        for row in rows[::2]:
+            row["current_ampere"] = 9e9  # where the load is, so the voltage falls when this "rises"
         assert not any(b & Q.SIGN_SUSPECT for b in judged(*rows))
 
 
