@@ -275,9 +275,9 @@ def _resistance(device: Any, current: float, mean: float, seconds: float, capaci
 
 @inline
 def _interval(device: Any, time: int, settings: Any) -> float:
-    """Seconds since the sample before; 0 for the first, and after a gap too long to bridge."""
+    """Seconds since the sample before; 0 for the first, after a gap too long to bridge, or a clock set back."""
     elapsed = time - device.time
-    if not device.started or elapsed > settings.restart_us:
+    if not device.started or not 0 < elapsed <= settings.restart_us:
         device.started = 1
         device.history_us = 0
         device.weight[:] = 0.0

@@ -34,7 +34,7 @@ _CELL_COUNT_CHANGED: Final = int(Quality.CELL_COUNT_CHANGED)
 _SUM_MISMATCH: Final = int(Quality.SUM_MISMATCH)
 _REFUSED_BITS: Final = int(_REFUSED)
 
-#: One device: 213 bytes, plus 10 a cell in the arena.
+#: One device: 222 bytes, plus 10 a cell in the arena.
 STATE: Final = np.dtype(
     [
         ("started", "u1"),  # a row was accepted before
@@ -46,6 +46,8 @@ STATE: Final = np.dtype(
         ("room", "<i4"),  # cells reserved there
         ("believed", "<i4"),  # cells of the newest row inside their limits
         ("probes", "<i4"),  # its probes inside theirs
+        ("late_run", "u1"),  # late rows in ascending order since the newest accepted one
+        ("late_time", "<i8"),  # of the last of them
         ("newest_time", "<i8"),  # of accepted rows
         ("seen_time", "<i8"),  # of all rows but those ahead of their arrival
         ("newest_seq", "<u8"),
@@ -73,6 +75,7 @@ CELL: Final = np.dtype(
 SETTINGS: Final = np.dtype(
     [
         ("late_us", "<i8"),
+        ("reset_samples", "<i8"),
         ("skew_us", "<i8"),
         ("voltage_rate", "<f8"),
         ("temperature_rate", "<f8"),
@@ -87,7 +90,8 @@ SETTINGS: Final = np.dtype(
 RULES: Final = {
     Quality.DUPLICATE: "the message counter was seen among the last 64 of the device, at a time not newer than all "
     "seen; without a counter: the event time is one of the last 8",
-    Quality.LATE: "out of order by more than `late_seconds`",
+    Quality.LATE: "out of order by more than `late_seconds`; after `clock_reset_samples` of them in ascending order, "
+    "with none on time between, the clock was set back for good: the next one is accepted, with gap_before",
     Quality.OUT_OF_ORDER: "the event time is not after that of the newest accepted sample",
     Quality.CLOCK_SKEW: "the event time is ahead of the arrival by more than `clock_skew_seconds`",
     Quality.GAP_BEFORE: "the message counter skipped, or more than the fleet entry's `gap_seconds` since the sample "
@@ -158,6 +162,14 @@ def _count_seq(device: Any, seq: Any, time: int) -> int:
 
 
 @inline
+def _set_back(device: Any, time: int, settings: Any) -> bool:
+    """Whether a late row is one of so many in ascending order that the clock must have been set back."""
+    device.late_run = min(device.late_run + 1, 255) if time > device.late_time else 1
+    device.late_time = time
+    return bool(device.late_run > settings.reset_samples)
+
+
+@inline
 def _arrival(device: Any, seq: Any, has_seq: bool, time: int, ingest: int, gap_us: int, settings: Any) -> int:
     """The bits that follow from counter and clocks."""
     bits = 0
@@ -179,6 +191,9 @@ def _arrival(device: Any, seq: Any, has_seq: bool, time: int, ingest: int, gap_u
         elif device.started and time <= device.newest_time:
             bits |= _OUT_OF_ORDER
             if device.newest_time - time > settings.late_us:
+                if _set_back(device, time, settings):
+                    device.seen_time = time
+                    return _GAP_BEFORE
                 bits |= _LATE
         elif device.started and time - device.newest_time > gap_us:
             bits |= _GAP_BEFORE
@@ -288,7 +303,7 @@ def _accept(
     step = settings.sign_step * fact.capacity_ah if fact.capacity_ah > 0.0 else max(0.25 * device.current_peak, 1.0)
     bits |= _sign(device, current, mean, step, seconds)
     device.current, device.cell_mean, device.believed = current, mean, believed
-    device.newest_time, device.started = time, 1
+    device.newest_time, device.started, device.late_run = time, 1, 0
     return bits
 
 

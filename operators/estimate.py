@@ -5,8 +5,7 @@ fails takes nothing down: its rows fall back to coulomb counting, with ``mode`` 
 no number for a row, that row falls back; where it raises, all rows it was asked for do.
 """
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -14,13 +13,14 @@ import bytewax.operators as op
 import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import operator
-from bytewax.operators import KeyedStream, StatefulBatchLogic
+from bytewax.operators import KeyedStream
 from numpy.typing import NDArray
 
 from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.fusion import COASTED, FUSION_STATE, MEASURED, WITHHELD, fuse
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, Quality, label
 from voltmill.operators.model import Model
+from voltmill.operators.stateful import by_shard
 from voltmill.operators.table import DeviceTable
 
 Mode = Literal["live", "shadow", "replay"]
@@ -201,26 +201,6 @@ def _failure(features: pa.RecordBatch, failed: NDArray[np.bool_], error: Excepti
     return pa.RecordBatch.from_arrays(arrays, schema=DEAD_LETTER)
 
 
-@dataclass
-class _Logic(StatefulBatchLogic[pa.RecordBatch, tuple[bool, pa.RecordBatch], Any]):
-    state: EstimateState
-    observe: Callable[[float], None]
-
-    def on_batch(self, values: list[pa.RecordBatch]) -> tuple[Iterable[tuple[bool, pa.RecordBatch]], bool]:
-        begin = time.perf_counter()
-        out = []
-        for batch in values:
-            predictions, failure = self.state.apply(batch)
-            out.append((True, predictions))
-            if failure is not None:
-                out.append((False, failure))
-        self.observe(time.perf_counter() - begin)
-        return out, StatefulBatchLogic.RETAIN
-
-    def snapshot(self) -> Any:
-        return self.state.snapshot()
-
-
 @operator
 def estimate(
     step_id: str,
@@ -247,13 +227,8 @@ def estimate(
     Returns:
         One prediction a row of features, null where ``quality_bits`` says why; and the failures.
     """
-
-    def build(snapshot: Any | None) -> _Logic:
-        return _Logic(EstimateState(model, fleet, mode, snapshot, on_unknown), observe)
-
-    tagged = op.stateful_batch("run", up, build)
-    ways = op.branch("failed", tagged, lambda item: item[1][0])
+    pairs = by_shard("run", up, lambda snapshot: EstimateState(model, fleet, mode, snapshot, on_unknown), observe)
     return EstimateOut(
-        op.map_value("predictions", ways.trues, lambda pair: pair[1]),
-        op.map_value("failures", ways.falses, lambda pair: pair[1]),
+        op.map_value("predictions", pairs, lambda pair: pair[0]),
+        op.filter_map_value("failures", pairs, lambda pair: pair[1]),
     )

@@ -1,8 +1,6 @@
 """features: keyed telemetry with quality bits in, one row of features per accepted sample out."""
 
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 import bytewax.operators as op
@@ -10,7 +8,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import operator
-from bytewax.operators import KeyedStream, StatefulBatchLogic
+from bytewax.operators import KeyedStream
 
 from voltmill.kernels import features as kernels
 from voltmill.kernels.feature_table import WINDOWS
@@ -19,6 +17,7 @@ from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.schema import REFUSED, TELEMETRY
 from voltmill.operators import columns
 from voltmill.operators.quality import QualitySettings, QualityState
+from voltmill.operators.stateful import by_shard
 from voltmill.operators.table import DeviceTable
 
 #: Columns that a features row takes over from its telemetry row.
@@ -129,21 +128,6 @@ def offline(
     return FeatureState(settings or FeatureSettings(), fleet).apply(judged)
 
 
-@dataclass
-class _Logic(StatefulBatchLogic[pa.RecordBatch, pa.RecordBatch, Any]):
-    state: FeatureState
-    observe: Callable[[float], None]
-
-    def on_batch(self, values: list[pa.RecordBatch]) -> tuple[Iterable[pa.RecordBatch], bool]:
-        begin = time.perf_counter()
-        out = [rows for batch in values if len(rows := self.state.apply(batch))]
-        self.observe(time.perf_counter() - begin)
-        return out, StatefulBatchLogic.RETAIN
-
-    def snapshot(self) -> Any:
-        return self.state.snapshot()
-
-
 @operator
 def features(
     step_id: str,
@@ -165,8 +149,5 @@ def features(
     Returns:
         Batches of ``settings.schema()`` under the same keys, one row per accepted sample.
     """
-
-    def build(snapshot: Any | None) -> _Logic:
-        return _Logic(FeatureState(settings, fleet, snapshot), observe)
-
-    return op.stateful_batch("extract", up, build)
+    rows = by_shard("extract", up, lambda snapshot: FeatureState(settings, fleet, snapshot), observe)
+    return op.filter_value("accepted", rows, lambda batch: len(batch) > 0)

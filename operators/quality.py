@@ -4,23 +4,21 @@ Nothing is dropped here. Rows with a bit of ``REFUSED`` (duplicates, late and ou
 clocks ahead of time) take no part in state, here or in any later operator.
 """
 
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
-import bytewax.operators as op
 import msgspec
 import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import operator
-from bytewax.operators import KeyedStream, StatefulBatchLogic
+from bytewax.operators import KeyedStream
 from numpy.typing import NDArray
 
 from voltmill.kernels import quality as rules
 from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.schema import TELEMETRY, Quality
 from voltmill.operators import columns
+from voltmill.operators.stateful import by_shard
 from voltmill.operators.table import DeviceTable, StateError
 
 #: Bits that are raised before this operator and kept by it; all others are computed anew.
@@ -34,6 +32,9 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     late_seconds: float = 60.0
     """A sample out of order by more than this is late, s: the longest that a gateway reorders."""
+    clock_reset_samples: int = 24
+    """So many late samples in ascending order, and none on time between them, mean that the clock was ahead before and
+    was set back: two minutes of a device that samples every 5 s, of which none but these would count again."""
     clock_skew_seconds: float = 60.0
     """A sample measured this far after it arrived has a wrong clock, s: far above NTP's error."""
     cell_voltage_rate_volt_per_second: float = 1.0
@@ -55,6 +56,8 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         bad = [name for name in self.__struct_fields__ if not 0 < getattr(self, name) <= 1e9]
         if bad:
             raise ValueError(f"{bad[0]} must be above 0, and 1e9 at most")
+        if self.clock_reset_samples > 254:
+            raise ValueError("clock_reset_samples must be 254 at most")
         if self.stuck_samples > rules.LONGEST_RUN:
             raise ValueError(f"stuck_samples must be {rules.LONGEST_RUN} at most: readings are counted no further")
 
@@ -64,6 +67,7 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             [
                 (
                     int(self.late_seconds * 1e6),
+                    self.clock_reset_samples,
                     int(self.clock_skew_seconds * 1e6),
                     self.cell_voltage_rate_volt_per_second,
                     self.temperature_rate_celsius_per_second,
@@ -141,21 +145,6 @@ class QualityState:
         self._used = rules.reserve(self.table.rows, self._cells, slots, cell_at, self._used)
 
 
-@dataclass
-class _Logic(StatefulBatchLogic[pa.RecordBatch, pa.RecordBatch, Any]):
-    state: QualityState
-    observe: Callable[[float], None]
-
-    def on_batch(self, values: list[pa.RecordBatch]) -> tuple[Iterable[pa.RecordBatch], bool]:
-        begin = time.perf_counter()
-        out = [self.state.apply(batch) for batch in values]
-        self.observe(time.perf_counter() - begin)
-        return out, StatefulBatchLogic.RETAIN
-
-    def snapshot(self) -> Any:
-        return self.state.snapshot()
-
-
 @operator
 def quality(
     step_id: str,
@@ -177,8 +166,4 @@ def quality(
     Returns:
         The same batches with ``quality_bits``. No row is dropped; state is one slot a device.
     """
-
-    def build(snapshot: Any | None) -> _Logic:
-        return _Logic(QualityState(settings, fleet, snapshot), observe)
-
-    return op.stateful_batch("judge", up, build)
+    return by_shard("judge", up, lambda snapshot: QualityState(settings, fleet, snapshot), observe)

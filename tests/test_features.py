@@ -335,6 +335,16 @@ def test_refused_rows_give_no_features_and_leave_no_trace(bit):
         assert found.column("quality_bits").to_pylist() == [0, bit, 0]
 
 
+def test_a_clock_that_was_set_back_begins_anew():
+    rows = [sample(3600 + 5 * k) for k in range(5)] + [sample(5 * k) for k in range(40)]
+    out = offline(batch(rows), FLEET)
+    seconds = out.column("history_seconds").to_pylist()
+    assert seconds == [0, 5, 10, 15, 20, *(5 * k for k in range(16))]  # 24 are late, 16 count again
+    again = offline(batch(rows[29:]), FLEET)
+    for name in ("cell_voltage_ema_90s_volt", "c_rate_ema_1800s", "voltage_std_60s_volt", "current_mean_600s_ampere"):
+        assert out.column(name).to_pylist()[5:] == again.column(name).to_pylist()
+
+
 def test_a_batch_of_refused_rows_alone():
     state = FeatureState(FeatureSettings(), FLEET)
     assert len(state.apply(batch([sample(0, quality_bits=int(Quality.LATE))]))) == 0

@@ -126,6 +126,21 @@ class TestOrder:
         late = sample(-100, cell_voltage_volt=[3.0] * 9, cell_temperature_celsius=[90.0], current_ampere=99.0)
         assert judged(sample(0), late, sample(1)) == [0, Q.OUT_OF_ORDER | Q.LATE, 0]
 
+    def test_a_clock_set_back_for_good(self):
+        """It was an hour ahead, which an old archive does not show; samples count again after two minutes."""
+        rows = [*steady(3, step=5), *[sample(3600 + 5 * k, seq=3 + k) for k in range(3)]]
+        rows += [sample(15 + 5 * k, seq=6 + k) for k in range(30)]
+        late = Q.OUT_OF_ORDER | Q.LATE
+        assert judged(*rows)[3:] == [Q.GAP_BEFORE, 0, 0, *[late] * 24, Q.GAP_BEFORE, *[0] * 5]
+
+    def test_a_backlog_among_samples_on_time_is_late(self):
+        rows = [s for k in range(40) for s in (sample(3600 + 5 * k, seq=1000 + k), sample(5 * k, seq=k))]
+        assert set(judged(*rows)[3::2]) == {Q.OUT_OF_ORDER | Q.LATE}
+
+    def test_late_rows_in_no_order_do_not_set_the_clock_back(self):
+        rows = [sample(3600), *[sample(1000 - 5 * k) for k in range(100)]]
+        assert set(judged(*rows)[1:]) == {Q.OUT_OF_ORDER | Q.LATE}
+
 
 class TestClockSkew:
     def test_ahead_of_its_arrival(self):
