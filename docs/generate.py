@@ -1,0 +1,255 @@
+"""Regenerates the tables of the documentation that come from the code.
+
+    python docs/generate.py             rewrite what lies between the markers of docs/*.md
+    python docs/generate.py --check     change nothing; name what is out of date, exit status 1 if anything is
+
+A part of a page looks so; its name is a key of ``PARTS``:
+
+    <!-- generated: NAME -->
+    ...
+    <!-- end -->
+"""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+import typer
+from prometheus_client import Counter, Gauge, Histogram
+
+from voltmill.connectors.lake import LakeSettings
+from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
+from voltmill.connectors.sql import SqlSettings
+from voltmill.flows.cli import app
+from voltmill.flows.config import ArchiveSettings, ModelEntry, RunSettings
+from voltmill.flows.metrics import Metrics
+from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
+from voltmill.kernels import feature_table
+from voltmill.kernels.fleet import FleetEntry, Limits
+from voltmill.kernels.quality import RULES
+from voltmill.kernels.schema import REFUSED, SCHEMAS, TELEMETRY, Quality, describe
+from voltmill.operators.features import FeatureSettings
+from voltmill.operators.mapping_spec import Column, MappingSpec
+from voltmill.operators.quality import QualitySettings
+from voltmill.operators.sample import DecodeSettings
+
+DOCS: Final = Path(__file__).parent
+_PART: Final = re.compile(r"(<!-- generated: ([\w. ]+) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
+
+_AVERAGES: Final = feature_table.INSTANT + 3 * len(feature_table.TAUS)  # the windows begin after them
+
+#: Place in the configuration file -> the struct it is decoded into.
+TABLES: Final[dict[str, type[msgspec.Struct]]] = {
+    "run": RunSettings,
+    "mqtt": MqttSettings,
+    "mqtt.tls": TlsSettings,
+    "decode": DecodeSettings,
+    "mapping.NAME": MappingSpec,
+    "mapping.NAME.columns": Column,
+    "quality": QualitySettings,
+    "features": FeatureSettings,
+    "[model]": ModelEntry,
+    "[fleet]": FleetEntry,
+    "fleet.limits": Limits,
+    "archive": ArchiveSettings,
+    "lake": LakeSettings,
+    "sql": SqlSettings,
+    "simulate": SimulateSettings,
+    "simulate.faults": FaultSettings,
+}
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table whose columns line up as text, but for the last, which is as long as it is."""
+    escaped = [tuple(cell.replace("|", "\\|") for cell in row) for row in [header, *rows]]
+    widths = [max(len(row[k]) for row in escaped) for k in range(len(header) - 1)]
+    lines = ["| " + " | ".join([*map(str.ljust, row, widths), row[-1]]) + " |" for row in escaped]
+    lines.insert(1, "|" + "|".join(["-" * (w + 2) for w in widths] + ["---"]) + "|")
+    return "\n".join(lines)
+
+
+def settings(struct: type[msgspec.Struct]) -> str:
+    """The keys of a table of the configuration, with their defaults and docstrings."""
+    docs = field_docs(struct)
+    rows = []
+    for field in msgspec.structs.fields(struct):
+        default = "" if isinstance(field.default, msgspec.Struct) else _toml(_default(field))
+        rows.append((f"`{field.name}`", default, docs[field.name] or _borrowed(struct, field.name)))
+    return table(("key", "default", "meaning"), rows)
+
+
+def field_docs(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """The string literal below each field of a struct, on one line; empty where there is none."""
+    source = ast.parse(inspect.getsource(struct)).body[0]
+    assert isinstance(source, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, below in zip(source.body, [*source.body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            text = ""
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                text = _plain(str(below.value.value))
+            docs[field.target.id] = text
+    return docs
+
+
+def _borrowed(struct: type[msgspec.Struct], name: str) -> str:
+    """What is said elsewhere of a field without words of its own."""
+    if struct is Limits:  # one name everywhere: the limits of a column bear the column's name
+        doc = TELEMETRY.field(name).metadata[b"doc"].decode()
+        return f"lowest and highest that is believed of: {doc.split(';')[0]}"
+    if struct is FleetEntry and name == "limits":
+        return "The table `[fleet.limits]`: the readings that are believed."
+    raise ValueError(f"{struct.__name__}.{name} has no docstring")
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default is not msgspec.NODEFAULT:
+        return field.default
+    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else msgspec.NODEFAULT
+
+
+def _toml(value: Any) -> str:
+    """A default as it would stand in the file."""
+    if value is msgspec.NODEFAULT:
+        return "required"
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if isinstance(value, list | tuple):
+        return f"`[{', '.join(_toml(v).strip('`') for v in value)}]`"
+    return "`{}`" if isinstance(value, dict) else f"`{value}`"
+
+
+def _plain(text: str) -> str:
+    """A docstring as Markdown on one line."""
+    return " ".join(text.replace("``", "`").split())
+
+
+def _schema(name: str) -> str:
+    """The columns of a schema, lined up."""
+    lines = describe(SCHEMAS[name]).splitlines()
+    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    return table(cells[0], list(cells[2:]))
+
+
+def _bits() -> str:
+    """Every quality bit: number, name, what it does to the row, rule."""
+    rows = []
+    for bit in Quality:
+        state = "no" if bit & REFUSED else "yes"
+        rows.append((str(bit.bit_length() - 1), str(int(bit)), f"`{bit.name}`", state, RULES[bit]))
+    return table(("bit", "value", "name", "in state", "raised when"), rows)
+
+
+def _features(which: slice) -> str:
+    """Some of the features; sources as numbers, which ``_sources`` explains."""
+    found = feature_table.features()
+    sources = _numbered()
+    rows = [(f"`{f.name}`", f.unit, sources.get(f.source, ""), f.formula) for f in found[which]]
+    return table(("feature", "unit", "source", "formula"), rows)
+
+
+def _sources() -> str:
+    return "\n".join(f"- {number} {source}" for source, number in _numbered().items())
+
+
+def _numbered() -> dict[str, str]:
+    named = dict.fromkeys(f.source for f in feature_table.features() if f.source)
+    return {source: f"[{k}]" for k, source in enumerate(named, 1)}
+
+
+def _metrics() -> str:
+    """What a live flow serves on its metrics port."""
+    metrics = Metrics()
+    kinds = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+    labels = {m._name: m._labelnames for m in vars(metrics).values() if isinstance(m, tuple(kinds.values()))}
+    rows = []
+    for family in metrics.registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append((f"`{name}`", family.type, ", ".join(labels.get(family.name, ())), family.documentation))
+    return table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Each command of the command line that does something, with its full name."""
+    yield from _leaves("voltmill", typer.main.get_command(app))
+
+
+def _leaves(name: str, command: Any) -> Iterator[tuple[str, click.Command]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield name, command
+        return
+    for word, each in inner.items():
+        yield from _leaves(f"{name} {word}", each)
+
+
+def _command_line() -> str:
+    rows = []
+    for name, command in commands():
+        words = [name]
+        for p in command.params:
+            takes = "" if getattr(p, "is_flag", False) else f" {_value_name(p)}"
+            if p.param_type_name == "argument":
+                words.append((p.name or "").upper())
+            else:
+                option = min(p.opts, key=lambda o: (not o.startswith("--"), len(o))) + takes
+                words.append(option if p.required else f"[{option}]")
+        rows.append((f"`{' '.join(words)}`", _plain(command.help or "")))
+    return "\n".join(f"- {call}\n  {text}" for call, text in rows)
+
+
+def _value_name(parameter: Any) -> str:
+    names = {"config": "F", "lake": "DIR", "out": "DIR", "start": "TIME", "stop": "TIME", "warm_up": "HOURS"}
+    names |= {"truth": "DIR", "folder": "DIR", "addresses": "LIST", "topic": "TOPIC", "device": "ID", "broker": "NAME"}
+    return names.get(parameter.name, "N")
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    **{f"schema {name}": (lambda name=name: _schema(name)) for name in SCHEMAS},
+    **{f"settings {place.strip('[]')}": (lambda s=struct: settings(s)) for place, struct in TABLES.items()},
+    "features instant": lambda: _features(slice(0, feature_table.INSTANT)),
+    "features averages": lambda: _features(slice(feature_table.INSTANT, _AVERAGES)),
+    "features windows": lambda: _features(slice(_AVERAGES, None)),
+    "features sources": _sources,
+    "quality bits": _bits,
+    "metrics": _metrics,
+    "commands": _command_line,
+}
+
+
+def generated(text: str) -> str:
+    """A page with its generated parts made anew.
+
+    Raises:
+        KeyError: it asks for a part that there is none of.
+    """
+    return _PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}\n{part[3]}", text)
+
+
+def main() -> int:
+    """Rewrite or check every page."""
+    check = "--check" in sys.argv[1:]
+    stale = 0
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text()
+        new = generated(text)
+        if new != text:
+            stale += 1
+            print(f"{page}: {'out of date: run python docs/generate.py' if check else 'rewritten'}")
+            if not check:
+                page.write_text(new)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
