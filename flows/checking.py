@@ -31,19 +31,24 @@ def describe_models() -> Findings:
 def _configuration(file: Path) -> Findings:
     try:
         config = load(file)
-        graph.mapper(config)
-        found = graph.models(config, "live")
     except ConfigError as e:
         return [str(e)], []
+    try:
+        if config.mqtt.tls:
+            config.mqtt.tls.context()
+        found = graph.models(config, "live")
+    except ValueError as e:  # of files that it names
+        return [f"{file}: {e}"], []
     report = [f"{file}: good"]
     if not config.fleet:
         report.append("no [[fleet]] table: every device is unknown and gets no prediction")
     cells = {model.contract.cell_type for _, _, model in found}
-    report += [
-        f'[[fleet]] match = "{e.match}": no model was made for cell type "{e.cell_type}": no predictions'
-        for e in config.fleet
-        if e.cell_type not in cells
-    ]
+    for entry in config.fleet:
+        place = f'[[fleet]] match = "{entry.match}"'
+        if entry.cell_type not in cells:
+            report.append(f'{place}: no model was made for cell type "{entry.cell_type}": no predictions')
+        elif not entry.capacity_ah:
+            report.append(f"{place}: capacity_ah is not set: no predictions")
     return [], report
 
 

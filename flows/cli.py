@@ -9,7 +9,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -48,17 +48,20 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
 ) -> None:
-    pass  # --debug is read in main, which sees errors first
+    pass  # --debug is read in main, which sees the errors
 
 
 @_run.command("live")
 def live(
     config: ConfigFile = None,
     workers: Annotated[int, typer.Option("-w", "--workers", min=1, help="Worker threads of this process.")] = 1,
-    process: Annotated[int | None, typer.Option("-i", "--process-id", help="Index in the cluster.")] = None,
+    process: Annotated[int | None, typer.Option("-i", "--process-id", min=0, help="Index in the cluster.")] = None,
     addresses: Annotated[str, typer.Option("-a", "--addresses", help="host:port;host:port of the cluster.")] = "",
 ) -> None:
     """MQTT in; telemetry, predictions and dead letters out, to lake and database."""
+    cluster = [a for a in addresses.split(";") if a]
+    if bool(cluster) != (process is not None) or (process is not None and not process < len(cluster)):
+        raise ConfigError("-i and -a go together: -i is the index, from 0, of this process in -a")
     from voltmill.connectors.drain import Drain
     from voltmill.flows import live as flow
     from voltmill.flows import running
@@ -78,7 +81,7 @@ def live(
         settings.run,
         workers=workers,
         process=process,
-        addresses=[a for a in addresses.split(";") if a],
+        addresses=cluster,
     )
     running.log.info("drained")
 
@@ -90,7 +93,9 @@ def replay(
     config: ConfigFile = None,
     start: Annotated[str, typer.Option("--from", help="First event time, ISO 8601.")] = "",
     stop: Annotated[str, typer.Option("--to", help="Event time to stop before, ISO 8601.")] = "",
-    warm_up: Annotated[float, typer.Option(min=0, help="Hours read before --from to warm the state up.")] = 1.0,
+    warm_up: Annotated[
+        float, typer.Option(min=0, max=87_600, help="Hours read before --from to warm the state up.")
+    ] = 1.0,
     telemetry: Annotated[bool, typer.Option(help="Write telemetry/ with the new quality bits too.")] = False,
 ) -> None:
     """The archive through the same graph, at full speed."""
@@ -98,8 +103,10 @@ def replay(
     from voltmill.flows.replay import replay as replay_
 
     settings = load(config)
-    running.prepare()
     first, last = _time(start, "--from"), _time(stop, "--to")
+    if first and last and last <= first:
+        raise ConfigError(f"--to {stop}: is not after --from {start}")
+    running.prepare()
     done = replay_(
         settings,
         lake,
@@ -141,6 +148,8 @@ def simulate(
     summary = simulate_(settings.simulate, settings.mqtt, truth, show)
     _line("")
     typer.echo(msgspec.json.encode(summary).decode())
+    if summary["unacknowledged"]:
+        raise RuntimeError(f"the broker did not confirm {summary['unacknowledged']} messages: they may be lost")
 
 
 @app.command()
@@ -233,29 +242,42 @@ def _time(text: str, option: str) -> datetime | None:
         time_ = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"{option} {text}: not an ISO 8601 time, such as 2026-11-22T10:00:00Z") from None
-    return time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
+    time_ = time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
+    if not 2000 <= time_.year < 2100:
+        raise ConfigError(f"{option} {text}: not within the years 2000 to 2099, which are all that telemetry has")
+    return time_
 
 
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    from voltmill.connectors.store import LakeError
-    from voltmill.operators.model import ModelError
-    from voltmill.operators.table import StateError
-
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
     try:
-        app(arguments, prog_name="voltmill")
-    except (ConfigError, ModelError) as e:
-        _fail(e, 2, arguments)
-    except (LakeError, StateError, OSError, ValueError, RuntimeError) as e:
-        _fail(e, 1, arguments)
+        # It is an option of voltmill, but is asked for when a command has failed, and then stands at its end.
+        app([a for a in arguments if a != "--debug"], prog_name="voltmill")
+    except Exception as e:
+        if debug:
+            raise
+        typer.echo(f"voltmill: {_one_line(e)}", err=True)
+        sys.exit(_status(e))
 
 
-def _fail(error: Exception, status: int, arguments: list[str]) -> None:
-    if "--debug" in arguments:
-        raise error
-    typer.echo(f"voltmill: {error}", err=True)
-    sys.exit(status)
+def _status(error: Exception) -> int:
+    from voltmill.operators.model import ModelError
+
+    return 2 if isinstance(error, ConfigError | ModelError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    from voltmill.connectors.sql import SqlError
+    from voltmill.connectors.store import LakeError
+
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    if text and isinstance(error, LakeError | SqlError | OSError | ValueError | RuntimeError):
+        return text
+    return f"{type(error).__name__}: {text} (unforeseen; --debug shows where)"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The configuration: one TOML file, decoded into typed structs; an empty file runs.
 
 Unknown keys and wrong values are errors of one line that names the place. A value may hold
-``${NAME}``, which stands for an environment variable: secrets belong there and nowhere else.
+``${NAME}``, which stands for an environment variable: secrets belong there and nowhere else. What came
+from the environment is never shown, not even in an error about it.
 """
 
 import difflib
+import json
+import math
 import os
 import re
 import tomllib
@@ -21,7 +24,7 @@ from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.simulate_settings import SimulateSettings
 from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.operators.features import FeatureSettings
-from voltmill.operators.mapping import MappingSpec
+from voltmill.operators.mapping import MappingSpec, build_mapper
 from voltmill.operators.quality import QualitySettings
 from voltmill.operators.sample import DecodeSettings
 
@@ -51,10 +54,14 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""
-        if not (1 <= self.shards <= 1000 and self.recovery_partitions >= 1):
-            raise ValueError("shards must be 1 to 1000, recovery_partitions at least 1")
-        if self.epoch_seconds <= 0:
-            raise ValueError("epoch_seconds must be above 0")
+        if not self.state:
+            raise ValueError("state is empty: name a folder")
+        if not (1 <= self.shards <= 1000 and 1 <= self.recovery_partitions <= 1000):
+            raise ValueError("shards and recovery_partitions must be 1 to 1000")
+        if not 0 < self.epoch_seconds <= 3600:
+            raise ValueError("epoch_seconds must be above 0, and 3600 at most")
+        if not 0 <= self.metrics_port < 65_536:
+            raise ValueError("metrics_port must be 1 to 65535, or 0 for none")
 
 
 class ArchiveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,58 +115,114 @@ def load(path: str | Path | None, environ: Mapping[str, str] | None = None) -> C
     if path is None:
         return Config()
     try:
-        data = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read: {e}") from None
-    except tomllib.TOMLDecodeError as e:
+        data = tomllib.loads(Path(path).read_text("utf-8-sig"))  # some editors put a byte order mark first
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from None
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not UTF-8: byte {e.start}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise ConfigError(f"{path}: not TOML: {e}") from None
     return parse(data, str(path), os.environ if environ is None else environ)
 
 
 def parse(data: dict[str, Any], name: str, environ: Mapping[str, str]) -> Config:
-    """Decode a configuration that was read; ``name`` is what its errors call it."""
+    """Decode a configuration that was read; ``name`` is what its errors call it.
+
+    Raises:
+        ConfigError: A key is unknown, a value is wrong, or a variable is not in ``environ``.
+    """
+    filled = _Filled(environ)
     try:
-        return msgspec.convert(_substitute(data, "", name, environ), Config)
+        config = msgspec.convert(filled.value(data, ""), Config)
+        build_mapper(config.decode, config.mapping)  # what stands in a mapping is checked as it is compiled
     except msgspec.ValidationError as e:
-        raise ConfigError(f"{name}: {_explain(str(e))}") from None
+        raise ConfigError(f"{name}: {filled.hidden(_explain(str(e), data))}") from None
+    except ValueError as e:
+        raise ConfigError(f"{name}: {filled.hidden(str(e))}") from None
+    return config
 
 
-def _substitute(value: Any, place: str, name: str, environ: Mapping[str, str]) -> Any:
-    """Put the environment in for each ``${NAME}``."""
-    if isinstance(value, dict):
-        return {k: _substitute(v, f"{place}.{k}" if place else k, name, environ) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_substitute(v, f"{place}[{k}]", name, environ) for k, v in enumerate(value)]
-    if not isinstance(value, str):
-        return value
+class _Filled:
+    """Puts the environment in for each ``${NAME}``, and takes it out of messages again."""
 
-    def look_up(match: re.Match[str]) -> str:
-        if match[1] not in environ:
-            raise ConfigError(f"{name}: {place}: the environment variable {match[1]} is not set")
-        return environ[match[1]]
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._used: dict[str, str] = {}
 
-    return re.sub(r"\$\{(\w+)\}", look_up, value)
+    def value(self, value: Any, place: str) -> Any:
+        if isinstance(value, dict):
+            return {k: self.value(v, f"{place}.{k}" if place else k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.value(v, f"{place}[{k}]") for k, v in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"[{place}] {value} is no finite number")
+        if not isinstance(value, str):
+            return value
+        return re.sub(r"\$\{([^{}]*)\}", lambda match: self._look_up(match[1], place), value)
+
+    def hidden(self, message: str) -> str:
+        """A message without what came from the environment."""
+        for name, value in sorted(self._used.items(), key=lambda item: -len(item[1])):
+            for form in {value, repr(value)[1:-1]} - {""}:
+                message = message.replace(form, f"${{{name}}}")
+        return message
+
+    def _look_up(self, name: str, place: str) -> str:
+        if name not in self._environ:
+            raise ConfigError(f"[{place}] the environment variable {name} is not set")
+        return self._used.setdefault(name, self._environ[name])
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, data: dict[str, Any]) -> str:
     """What msgspec says, with the place as it stands in the file and the key that was meant."""
-    text, _, path = message.partition(" - at `$")
-    place = path.rstrip("`").removeprefix(".").replace("[...]", ".")
+    text, _, path = message.rpartition(" - at `$") if " - at `$" in message else (message, "", "")
+    place = path.rstrip("`").removeprefix(".")
+    if place.startswith("mapping[...]"):
+        place = place.replace("[...]", f".{_wrong_mapping(data)}", 1)
     where = f"[{place}] " if place else ""
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
-    if not unknown:
-        return f"{where}{text[:1].lower()}{text[1:]}"
-    close = difflib.get_close_matches(unknown[1], _fields(Config, place), 1)
-    return f'{where}unknown key "{unknown[1]}"' + (f' (did you mean "{close[0]}"?)' if close else "")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
+        close = difflib.get_close_matches(unknown[1], _fields(place), 1)
+        hint = f' (did you mean "{close[0]}"?)' if close else ""
+        return f"{where}unknown key {json.dumps(unknown[1], ensure_ascii=False)}{hint}"
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
+        return f'{where}the key "{missing[1]}" is missing'
+    choices = _choices(place)
+    if choices and text.startswith("Invalid enum value"):
+        return f"{where}must be one of {', '.join(choices)}"
+    if place in ("fleet", "model") and text.startswith("Expected `array`"):
+        return f"{where}is a list of tables: write [[{place}]]"
+    for prefix in (f"{place}.", f"{place}: ", f"{place.rpartition('.')[2]}: "):
+        text = text.removeprefix(prefix)  # structs name their own table where they do not know who asks
+    return f"{where}{text[:1].lower()}{text[1:]}"
 
 
-def _fields(struct: Any, place: str) -> list[str]:
-    """The keys of the table at a place."""
+def _wrong_mapping(data: dict[str, Any]) -> str:
+    """The name of the first mapping that is wrong: msgspec says ``[...]`` for any key of a dictionary."""
+    for name, spec in data["mapping"].items():
+        try:
+            msgspec.convert(spec, MappingSpec)
+        except msgspec.ValidationError:
+            return str(name)
+    return "*"
+
+
+def _type_at(place: str) -> Any:
+    """The type of what stands at a place: for a table its struct."""
+    found: Any = Config
     for key in filter(None, re.split(r"\.|\[\d+\]", place)):
-        hints = typing.get_type_hints(struct)
-        arguments = [hints.get(key), *typing.get_args(hints.get(key))]
-        structs = [a for a in arguments if hasattr(a, "__struct_fields__")]
-        if not structs:
-            return []
-        struct = structs[0]
-    return list(struct.__struct_fields__)
+        hints = typing.get_type_hints(found) if hasattr(found, "__struct_fields__") else {}
+        if key in hints:  # else it is the name of a mapping, whose struct we have already
+            structs = [a for a in (hints[key], *typing.get_args(hints[key])) if hasattr(a, "__struct_fields__")]
+            found = structs[0] if structs else hints[key]
+    return found
+
+
+def _fields(place: str) -> list[str]:
+    """The keys of the table at a place."""
+    return list(getattr(_type_at(place), "__struct_fields__", ()))
+
+
+def _choices(place: str) -> list[str]:
+    """The words that may stand at a place."""
+    found = _type_at(place)
+    return list(map(str, typing.get_args(found))) if typing.get_origin(found) is typing.Literal else []

@@ -25,7 +25,7 @@ from voltmill.connectors.drain import Drain
 from voltmill.flows import live, running
 from voltmill.flows.broker import Broker, Kind, free_port, start_broker
 from voltmill.flows.compare import compare, read
-from voltmill.flows.config import Config, load
+from voltmill.flows.config import Config, ConfigError, load
 from voltmill.flows.demo_report import Outcome, report
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.replay import replay
@@ -118,7 +118,7 @@ def _fresh(folder: Path | None) -> Path:
     folder = folder or Path(f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty; name another folder")
+        raise ConfigError(f"{folder}: is not empty; name another folder")
     return folder
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from voltmill.flows.compare import Comparison
 from voltmill.flows.replay import Replayed
-from voltmill.kernels.schema import Quality
+from voltmill.flows.simulated_truth import FAULT, TRUTH
+from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY, Quality
 
 _UNSCORED_SECONDS: Final = 300
 
@@ -50,15 +51,18 @@ def report(outcome: Outcome) -> bool:
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
     db = duckdb.connect()
-    for name, glob in (
-        ("telemetry", "lake/telemetry/**/*.parquet"),
-        ("predictions", "lake/predictions/**/*.parquet"),
-        ("dead_letters", "lake/dead_letters/**/*.parquet"),
-        ("truth", "truth/messages-*.parquet"),
-        ("faults", "truth/faults.parquet"),
+    for name, glob, schema in (
+        ("telemetry", "lake/telemetry/**/*.parquet", TELEMETRY),
+        ("predictions", "lake/predictions/**/*.parquet", PREDICTION),
+        ("dead_letters", "lake/dead_letters/**/*.parquet", DEAD_LETTER),
+        ("truth", "truth/messages-*.parquet", TRUTH),
+        ("faults", "truth/faults.parquet", FAULT),
     ):
         files = sorted(str(f) for f in outcome.folder.glob(glob))
-        db.execute(f"create view {name} as select * from read_parquet({files!r}, hive_partitioning = false)")
+        if files:
+            db.read_parquet(files, hive_partitioning=False).create_view(name)
+        else:  # a short run may have no dead letter
+            db.from_arrow(schema.empty_table()).create(name)
     accounts = _accounts(db, outcome.summary)
     soc = _row(db, _SOC, ("rows", "mae", "worst", "coverage90"))
     p50, p99 = np.percentile(outcome.latency_seconds, [50, 99]) if len(outcome.latency_seconds) else (np.nan, np.nan)
@@ -67,11 +71,11 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
     return {
         **accounts,
         "reasons": dict(db.execute("select reason, count(*) from dead_letters group by 1 order by 2 desc").fetchall()),
-        "predictions": accounts.pop("predicted"),
         "predictions_in_sql": stored,
         "accounted": accounts["missing"] == 0
+        and accounts["surplus"] == 0
         and accounts["letters"] == accounts["malformed"]
-        and accounts["surplus"] == 0,
+        and accounts["predictions"] == stored,
         "faults": {name: list(db.execute(query).fetchone() or ()) for name, query in _FAULTS.items()},
         "false_alarms": db.execute(_FALSE_ALARMS).fetchone()[0],
         "soc": soc,
@@ -83,7 +87,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def _accounts(db: Any, summary: dict[str, Any]) -> dict[str, Any]:
-    names = ("archived", "letters", "predicted", "missing", "surplus")
+    names = ("archived", "letters", "predictions", "missing", "surplus")
     counts = _row(db, _ACCOUNTS, names)
     malformed = sum(n for name, n in summary.items() if name.startswith("malformed"))
     return {"published": summary["published"], "malformed": malformed, **counts}
@@ -103,10 +107,11 @@ select (select count(*) from telemetry), (select count(*) from dead_letters), (s
        sum(greatest(wanted - found, 0))::bigint, sum(greatest(found - wanted, 0))::bigint from both_
 """
 
+# Charged a little above its nominal capacity a cell has more than 100 %; predictions end there, so the truth does.
 _SOC: Final = f"""
-select count(*), avg(abs(value - soc_percent)), max(abs(value - soc_percent)),
-       100 * avg((soc_percent between lo90 and hi90)::int)
-from predictions p join truth t on p.device_id = t.device_id and p.event_time = t.reported_time
+select count(*), avg(abs(value - soc)), max(abs(value - soc)), 100 * avg((soc between lo90 and hi90)::int)
+from predictions p join (select *, least(soc_percent, 100) soc from truth) t
+  on p.device_id = t.device_id and p.event_time = t.reported_time
 where p.value is not null and t.fault = ''
   and t.event_time >= (select min(event_time) from truth) + interval {_UNSCORED_SECONDS} second
 """
@@ -154,18 +159,31 @@ where t.device_id not in (select device_id from faults) and t.delivery = 'sent'
 """
 
 
-_LOOK_LAKE: Final = (
-    'import duckdb; print(duckdb.sql("select device_id, max(event_time), arg_max(value, event_time) soc '
-    "from '{folder}/lake/predictions/**/*.parquet' group by 1 order by 3 limit 5\"))"
-)
-_LOOK_SQL: Final = (
-    'import sqlite3; print(*sqlite3.connect("{folder}/voltmill.db").execute("select device_id, event_time, '
-    'value, lo90, hi90 from predictions_readable order by event_time desc limit 5"), sep=chr(10))'
-)
+def _hints(folder: Path) -> list[str]:
+    """Commands that look at what was left; each runs as it stands, nothing has to be activated."""
+    python, command = (os.path.relpath(p) for p in (sys.executable, Path(sys.executable).parent / "voltmill"))
+    files = f"{folder}/lake/predictions/**/*.parquet".replace("'", "''")
+    lake = (
+        "select device_id, max(event_time), arg_max(value, event_time) soc "
+        f"from '{files}' group by 1 order by 3 limit 5"
+    )
+    database = (
+        "select device_id, event_time, value, lo90, hi90 from predictions_readable order by event_time desc limit 5"
+    )
+    commands = (
+        [python, "-c", f"import duckdb; print(duckdb.sql({lake!r}))"],
+        [
+            python,
+            "-c",
+            f"import sqlite3; print(*sqlite3.connect({f'{folder}/voltmill.db'!r}).execute({database!r}), sep=chr(10))",
+        ],
+        [command, "replay", "-c", f"{folder}/voltmill.toml", "--lake", f"{folder}/lake", "--out", f"{folder}/again"],
+    )
+    return [shlex.join(c) for c in commands]
 
 
 def _lines(outcome: Outcome, facts: dict[str, Any]) -> list[str]:
-    soc, replayed, folder = facts["soc"], outcome.replayed, outcome.folder
+    soc, replayed = facts["soc"], outcome.replayed
     reasons = ", ".join(f"{n} {reason}" for reason, n in facts["reasons"].items()) or "none"
     rows = [
         ("messages published", f"{facts['published']:,} in {outcome.seconds:.0f} s"),
@@ -192,7 +210,6 @@ def _lines(outcome: Outcome, facts: dict[str, Any]) -> list[str]:
         ),
         ("replay identical to live", _verdict(outcome.comparison)),
     ]
-    python = os.path.relpath(sys.executable)
     width = max(len(name) for name, _ in rows)
     table = [f"  {name:<{width}}  {text}" for name, text in rows]
     good = "every message is accounted for" if facts["accounted"] else "NOT every message is accounted for"
@@ -201,8 +218,7 @@ def _lines(outcome: Outcome, facts: dict[str, Any]) -> list[str]:
         *table,
         "",
         f"  {good}. Look at it:",
-        *(f"    {python} -c {shlex.quote(look.format(folder=folder))}" for look in (_LOOK_LAKE, _LOOK_SQL)),
-        f"    voltmill replay -c {folder}/voltmill.toml --lake {folder}/lake --out {folder}/again",
+        *(f"    {command}" for command in _hints(outcome.folder)),
     ]
 
 

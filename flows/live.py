@@ -17,7 +17,7 @@ from voltmill.connectors.lake import LakeSink
 from voltmill.connectors.mqtt import MqttSource
 from voltmill.connectors.sql import SqlSink
 from voltmill.flows import graph
-from voltmill.flows.config import Config, load
+from voltmill.flows.config import Config, ConfigError, load
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.recovery import open_store
 from voltmill.flows.running import drain_on_signals, log_to_stderr
@@ -54,7 +54,15 @@ def build(
         drain: Ends the source when it is requested.
         metrics: What counts.
         on_stored: Called with each batch of predictions once it is in the database.
+
+    Raises:
+        ConfigError: The configuration cannot be used, or not with the recovery store that is there.
     """
+    try:
+        if config.mqtt.tls:
+            config.mqtt.tls.context()  # else a wrong file would only show once the engine runs
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
     sinks = lake_sinks(config, open_store(config.run).name, metrics)
     database = SqlSink(config.sql, observe=metrics.observe("sql"), on_written=on_stored or metrics.on_stored)
     source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"))

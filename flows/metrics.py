@@ -70,12 +70,16 @@ class Metrics:
         self.stage = Histogram("voltmill_stage_seconds", "seconds a batch", ["stage"], buckets=_SECONDS, registry=r)
         self.latency = Latency(r)
         self.lag = Gauge("voltmill_watermark_lag_seconds", "now less the newest event time", registry=r)
+        self.lag.set_function(lambda: time.time() - self._newest)  # it grows while nothing comes
         self.stored = Gauge("voltmill_last_stored_timestamp_seconds", "when a prediction was last stored", registry=r)
-        self._newest = -np.inf
+        self._newest = np.nan
 
     def serve(self, host: str, port: int) -> None:
         """Serve the metrics over HTTP, in a thread."""
-        start_http_server(port, addr=host, registry=self.registry)
+        try:
+            start_http_server(port, addr=host, registry=self.registry)
+        except OSError as e:
+            raise OSError(f"[run] metrics: {host}:{port} cannot be served: {e.strerror or e}") from e
 
     def observe(self, stage: str) -> Callable[[float], None]:
         """What an operator calls with the seconds of each batch."""
@@ -96,8 +100,9 @@ class Metrics:
         for quality in Quality:
             if union & quality:
                 self.quality.labels(str(quality.name).lower()).inc(int(np.count_nonzero(bits & np.uint32(quality))))
-        self._newest = max(self._newest, int(columns.times(batch.column("event_time")).max(initial=0)) * 1e-6)
-        self.lag.set(time.time() - self._newest)
+        sound = columns.times(batch.column("event_time"))[bits & np.uint32(Quality.CLOCK_SKEW) == 0]
+        if len(sound):  # a clock ahead of its time says nothing of how far the flow is
+            self._newest = float(np.fmax(self._newest, sound.max() * 1e-6))
 
     def on_dead_letters(self, batch: pa.RecordBatch) -> None:
         """Count dead letters by stage and reason."""

@@ -23,8 +23,8 @@ _DESCRIPTION: Final = "store.json"
 log = logging.getLogger("voltmill.recovery")
 
 
-class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What ``store.json`` says."""
+class StoreInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``store.json`` says; another format may say more, and is refused by its number."""
 
     format: int
     """Version of what the snapshots hold."""
@@ -56,8 +56,10 @@ def open_store(settings: RunSettings) -> StoreInfo:
     file = folder / _DESCRIPTION
     try:
         info = msgspec.json.decode(file.read_bytes(), type=StoreInfo)
-    except (OSError, msgspec.MsgspecError) as e:
-        raise ConfigError(f"{file}: cannot be read: {e}; name another [run] state") from None
+    except OSError as e:
+        raise ConfigError(f"{file}: cannot be read: {e.strerror or e}; name another [run] state") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{file}: is not the description of a store: {e}; name another [run] state") from None
     return _checked(info, settings, file)
 
 
@@ -68,7 +70,10 @@ def _make(folder: Path, settings: RunSettings) -> None:
         made.mkdir()
         # In a process of its own: a flow's process must never open the store by itself as well.
         command = [sys.executable, "-m", "bytewax.recovery", str(made), str(settings.recovery_partitions)]
-        subprocess.run(command, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            words = " ".join(done.stderr.split())
+            raise RuntimeError(f"{folder}: the recovery store cannot be made: {words[-300:]}")
         info = StoreInfo(
             format=_FORMAT,
             name=store_name(datetime.now(UTC)),

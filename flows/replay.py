@@ -8,7 +8,6 @@ One from the middle begins with cold state; ``warm_up`` feeds the rows before it
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import msgspec
 import pyarrow as pa
@@ -97,4 +96,4 @@ def _empty(settings: LakeSettings, out: str) -> None:
     files = msgspec.structs.replace(settings, url=out).open()
     for table in ("predictions", "dead_letters", "telemetry"):
         if files.find(table):
-            raise ConfigError(f"{Path(out) / table}: holds files already; name another folder for the replay")
+            raise ConfigError(f"{out.rstrip('/')}/{table}: holds files already; name another folder for the replay")

@@ -13,10 +13,12 @@ from types import FrameType
 from typing import Any, Final
 
 from bytewax.dataflow import Dataflow
+from bytewax.errors import BytewaxRuntimeError
 from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 
 from voltmill.connectors.drain import Drain
+from voltmill.flows import panics
 from voltmill.flows.config import RunSettings
 from voltmill.flows.warm_up import compiled, warm_up
 
@@ -95,12 +97,24 @@ def run(
         workers: Worker threads of this process.
         process: Index of this process in the cluster; None: it is alone.
         addresses: host:port of every process of the cluster.
+
+    Raises:
+        Exception: What a source, an operator or a sink raised, without the engine's wrapping.
     """
-    cli_main(  # type: ignore[no-untyped-call]
-        flow,
-        workers_per_process=workers,
-        process_id=process,
-        addresses=list(addresses) or None,
-        epoch_interval=timedelta(seconds=settings.epoch_seconds),
-        recovery_config=RecoveryConfig(Path(settings.state)) if recovery else None,  # type: ignore[no-untyped-call]
-    )
+    failed: BaseException | None = None
+    try:
+        with panics.hidden(log):
+            cli_main(  # type: ignore[no-untyped-call]
+                flow,
+                workers_per_process=workers,
+                process_id=process,
+                addresses=list(addresses) or None,
+                epoch_interval=timedelta(seconds=settings.epoch_seconds),
+                recovery_config=RecoveryConfig(Path(settings.state)) if recovery else None,  # type: ignore[no-untyped-call]
+            )
+    except BytewaxRuntimeError as e:
+        failed = e
+        while isinstance(failed, BytewaxRuntimeError) and failed.__cause__ is not None:
+            failed = failed.__cause__
+    if failed is not None:  # out here it keeps the causes of its own
+        raise failed
