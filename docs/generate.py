@@ -30,9 +30,8 @@ from voltmill.flows.cli import app
 from voltmill.flows.config import ArchiveSettings, ModelEntry, RunSettings
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
-from voltmill.kernels import feature_table
+from voltmill.kernels import feature_table, features, fusion, quality
 from voltmill.kernels.fleet import FleetEntry, Limits
-from voltmill.kernels.quality import RULES
 from voltmill.kernels.schema import REFUSED, SCHEMAS, TELEMETRY, Quality, describe
 from voltmill.operators.features import FeatureSettings
 from voltmill.operators.mapping_spec import Column, MappingSpec
@@ -146,7 +145,7 @@ def _bits() -> str:
     rows = []
     for bit in Quality:
         state = "no" if bit & REFUSED else "yes"
-        rows.append((str(bit.bit_length() - 1), str(int(bit)), f"`{bit.name}`", state, RULES[bit]))
+        rows.append((str(bit.bit_length() - 1), str(int(bit)), f"`{bit.name}`", state, quality.RULES[bit]))
     return table(("bit", "value", "name", "in state", "raised when"), rows)
 
 
@@ -177,6 +176,22 @@ def _metrics() -> str:
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append((f"`{name}`", family.type, ", ".join(labels.get(family.name, ())), family.documentation))
     return table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def _state() -> str:
+    """Bytes of state a device in each stateful operator."""
+    cell, windows = quality.CELL.itemsize, len(feature_table.WINDOWS)
+    panes = f"{windows} windows of {features.PANES} panes of {features.PANE.itemsize} bytes"
+    rows = [
+        (
+            "quality",
+            f"{quality.STATE.itemsize}, and {cell} a cell",
+            "newest time, counters seen, last readings",
+        ),
+        ("features", str(features.state_dtype(windows).itemsize), f"averages, counters, {panes}"),
+        ("estimate, a model", str(fusion.FUSION_STATE.itemsize), "the filter: SOC, variance, age"),
+    ]
+    return table(("operator", "bytes a device", "holds"), rows)
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -223,6 +238,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "features sources": _sources,
     "quality bits": _bits,
     "metrics": _metrics,
+    "state": _state,
     "commands": _command_line,
 }
 
