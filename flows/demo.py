@@ -5,6 +5,7 @@ archived. Nothing is taken for granted: every message is looked for, every fault
 quality bits, every prediction with the truth, and the replay with the live run.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -39,7 +40,7 @@ _PACKS: Final = 4
 _TOML: Final = """\
 # What the demo ran with. The broker is gone: name another one under [mqtt] to go on.
 [run]
-state = "{folder}/state"
+state = {state}
 metrics_port = {metrics_port}
 
 [mqtt]
@@ -47,10 +48,10 @@ port = {port}
 protocol = "{protocol}"
 
 [lake]
-url = "{folder}/lake"
+url = {lake}
 
 [sql]
-url = "sqlite:///{database}"
+url = {database}
 
 [[fleet]]
 match = "site-1/*"
@@ -125,8 +126,10 @@ def _fresh(folder: Path | None) -> Path:
 def _config(folder: Path, broker: Broker, seconds: float, modules: int, speed: float) -> Config:
     """The configuration, written into the folder for further commands."""
     text = _TOML.format(
-        folder=folder,
-        database=(folder / "voltmill.db").absolute(),
+        # A JSON string is a TOML string too, whatever stands in the folder's name.
+        state=json.dumps(f"{folder}/state"),
+        lake=json.dumps(f"{folder}/lake"),
+        database=json.dumps(f"sqlite:///{(folder / 'voltmill.db').absolute()}"),
         metrics_port=free_port(),
         port=broker.port,
         protocol=broker.protocol,
