@@ -9,7 +9,8 @@ are worth a file. **Each row is in the lake exactly once at rest**, wherever the
   in a file or in the recovery store.
 - A file is numbered by its shard's sequence, which is part of the snapshot too. After a crash the
   files at or past the resumed number hold rows of epochs that were lost and will come again; they are
-  removed before anything is written. So the files may be cut differently the second time.
+  removed before anything is written. So the files may be cut differently the second time. (Where the
+  store holds no state at all they are set aside, not removed: it may be the store that was lost.)
 - ``store`` names the recovery store the rows were taken in with. A fresh store begins its sequences
   anew and, named otherwise, never overwrites or removes the archive of an older one.
 
@@ -23,6 +24,7 @@ One limit of the layout: two stores with *different shard counts* on the same da
 into two shards, and name order goes by shard first.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -41,8 +43,13 @@ __all__ = ["LakeError", "LakeSettings", "LakeSink"]
 #: ("v1", sequence of the next file, date of the last one, when the first buffered row came, Arrow IPC streams)
 State = tuple[str, int, str, float, tuple[bytes, ...]]
 
+#: Beside the tables: files of a store that begins anew under its old name.
+ASIDE: Final = "_set_aside"
+
 #: What dates a file, the first of these that the table has a value in.
 TIME_COLUMNS: Final = ("ingest_time", "event_time", "opened_at")
+
+log = logging.getLogger("voltmill.lake")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MEASURE_EVERY: Final = 16
@@ -179,7 +186,7 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
             for batch in pa.ipc.open_stream(stream):
                 self._add(batch)
         own = self._path() if self._rows else None
-        self._remove_orphans(keep=own)
+        self._remove_orphans(keep=own, first=state is None)
         self._flush()
 
     def write_batch(self, values: list[pa.RecordBatch]) -> None:
@@ -258,9 +265,13 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         """For rows without any time: where the last file is, else the wall clock's day."""
         return self._date or (_EPOCH + timedelta(seconds=self._sink.now())).date().isoformat()
 
-    def _remove_orphans(self, keep: str | None) -> None:
-        """Remove the files of this store and shard at or past the sequence; none of them can be dated earlier."""
-        prefix = f"{self._sink.store}-"
+    def _remove_orphans(self, keep: str | None, *, first: bool) -> None:
+        """Remove the files of this store and shard at or past the sequence; none of them can be dated earlier.
+
+        On the first start of a store only its first epochs can have left any. Should the recovery store have
+        been lost while its name was kept, it is the whole archive: so nothing is deleted then, but set aside.
+        """
+        prefix, aside = f"{self._sink.store}-", f"{ASIDE}/{self._sink.now():.6f}"
         for day in self._files.names(self._sink.table):
             if not day.startswith("date=") or day < f"date={self._date}":
                 continue
@@ -268,7 +279,12 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
             for name in self._files.names(folder):
                 number = name.lstrip(".").removesuffix(".tmp").removesuffix(".parquet").removeprefix(prefix)
                 ours = name.lstrip(".").startswith(prefix) and number.isdecimal()
-                if ours and int(number) >= self._sequence and f"{folder}/{name}" != keep:
+                if not ours or int(number) < self._sequence or f"{folder}/{name}" == keep:
+                    continue
+                if first and name.endswith(".parquet"):
+                    log.warning("lake file set aside", extra={"file": f"{folder}/{name}", "into": aside})
+                    self._files.move(f"{folder}/{name}", f"{aside}/{folder}/{name}")
+                else:
                     self._files.remove(f"{folder}/{name}")
 
 

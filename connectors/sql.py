@@ -123,6 +123,14 @@ class SqlSink(FixedPartitionedSink[pa.RecordBatch, State]):
             raise SqlError(f"{self.settings.path}: the recovery store holds state {resume_state!r}, not ('v1',)")
         return SqlPartition(self)
 
+    def prepare(self) -> None:
+        """Make the tables now, so that a database that cannot be used is known before the flow runs.
+
+        Raises:
+            SqlError: It cannot be opened, or is none.
+        """
+        SqlPartition(self).close()
+
 
 class SqlPartition(StatefulSinkPartition[pa.RecordBatch, State]):
     """One connection; all state is in the database."""

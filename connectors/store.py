@@ -72,6 +72,10 @@ class Store:
         """Remove a file; one that is not there is no error."""
         self._tried("remove", relative, lambda: self._remove_once(self.path(relative)))
 
+    def move(self, relative: str, new: str) -> None:
+        """Give a file another path, where none is yet."""
+        self._tried("move", relative, lambda: self._move_once(self.path(relative), self.path(new)))
+
     def names(self, folder: str) -> list[str]:
         """The names in a folder, sorted, hidden ones too; empty when it does not exist."""
         return self._tried("list", folder, lambda: self._names_once(self.path(folder)))
@@ -93,6 +97,10 @@ class Store:
             _write_local(path, data)
         else:
             self.fs.pipe_file(path, data.to_pybytes())
+
+    def _move_once(self, path: str, new: str) -> None:
+        self.fs.makedirs(new.rsplit("/", 1)[0], exist_ok=True)
+        self.fs.mv(path, new)
 
     def _remove_once(self, path: str) -> None:
         try:

@@ -20,7 +20,7 @@ from voltmill.flows import graph
 from voltmill.flows.config import Config, ConfigError, load
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.recovery import open_store
-from voltmill.flows.running import drain_on_signals, log_to_stderr
+from voltmill.flows.running import drain_on_signals, log_to_stderr, prepare
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
 from voltmill.operators.shard import shard_names
 
@@ -65,6 +65,7 @@ def build(
         raise ConfigError(str(e)) from e
     sinks = lake_sinks(config, open_store(config.run).name, metrics)
     database = SqlSink(config.sql, observe=metrics.observe("sql"), on_written=on_stored or metrics.on_stored)
+    database.prepare()
     source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"))
     sinks = graph.Sinks(sinks.telemetry, [*sinks.predictions, database], sinks.dead_letters)
     return graph.build(source, sinks, config, metrics=metrics)
@@ -78,6 +79,7 @@ def __getattr__(name: str) -> Dataflow:
     log_to_stderr(config.run.log_level)
     drain, metrics = Drain(), Metrics()
     drain_on_signals(drain)
+    prepare()
     if config.run.metrics_port:
         metrics.serve(config.run.metrics_host, config.run.metrics_port)
     return build(config, drain, metrics)

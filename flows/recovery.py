@@ -98,4 +98,10 @@ def _checked(info: StoreInfo, settings: RunSettings, file: Path) -> StoreInfo:
                 f"{file}: made for {name} = {getattr(info, name)}, the configuration says {getattr(settings, name)}; "
                 "set it back, or name another [run] state and replay the archive"
             )
+    found = len(list(file.parent.glob("part-*.sqlite3")))
+    if found != info.recovery_partitions:
+        raise ConfigError(
+            f"{file}: names {info.recovery_partitions} recovery partitions, {found} are there; "
+            "put the missing ones back, or name another [run] state"
+        )
     return info

@@ -21,8 +21,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     cell_voltage_volt: Interval = (0.5, 5.0)
+    """Lowest and highest cell voltage, V: what any lithium cell and its sensor can show."""
     cell_temperature_celsius: Interval = (-40.0, 100.0)
+    """Lowest and highest temperature of a probe, °C: the range of common sensors."""
     current_ampere: Interval = (-5000.0, 5000.0)
+    """Lowest and highest module current, A, positive while charging."""
 
 
 class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,6 +42,7 @@ class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     parallel: int = 1
     """Cells in parallel at each place."""
     limits: Limits = Limits()
+    """The readings that are believed."""
     gap_seconds: float = 30.0
     """Time without a sample that counts as a gap, s."""
 

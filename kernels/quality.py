@@ -34,7 +34,7 @@ _CELL_COUNT_CHANGED: Final = int(Quality.CELL_COUNT_CHANGED)
 _SUM_MISMATCH: Final = int(Quality.SUM_MISMATCH)
 _REFUSED_BITS: Final = int(_REFUSED)
 
-#: One device: 222 bytes, plus 10 a cell in the arena.
+#: One device: 161 bytes, plus 10 a cell in the arena.
 STATE: Final = np.dtype(
     [
         ("started", "u1"),  # a row was accepted before
@@ -91,7 +91,7 @@ RULES: Final = {
     Quality.DUPLICATE: "the message counter was seen among the last 64 of the device, at a time not newer than all "
     "seen; without a counter: the event time is one of the last 8",
     Quality.LATE: "out of order by more than `late_seconds`; after `clock_reset_samples` of them in ascending order, "
-    "with none on time between, the clock was set back for good: the next one is accepted, with gap_before",
+    "with none on time between, the clock was set back for good: the next one is accepted, with GAP_BEFORE",
     Quality.OUT_OF_ORDER: "the event time is not after that of the newest accepted sample",
     Quality.CLOCK_SKEW: "the event time is ahead of the arrival by more than `clock_skew_seconds`",
     Quality.GAP_BEFORE: "the message counter skipped, or more than the fleet entry's `gap_seconds` since the sample "
@@ -108,7 +108,7 @@ RULES: Final = {
     Quality.CELL_COUNT_CHANGED: "another number of cells than in the sample before",
     Quality.SUM_MISMATCH: "the sum of the cells differs from the module voltage by more than `sum_tolerance` of it",
     Quality.UNIT_CONVERTED: "set by `decode`: a mapping scaled, offset or sign-flipped a value",
-    Quality.REISSUED: "set by `decode`: a dead letter that was sent again",
+    Quality.REISSUED: "kept for dead letters that are sent again; nothing sets it yet",
     Quality.UNKNOWN_CELL: "set by `estimate`: no fleet entry, or its cell type is not the model's; the value is null",
     Quality.OUT_OF_DOMAIN: "set by `estimate`: an input of the model is missing or outside its valid range; the value "
     "is null",

@@ -53,7 +53,8 @@ def sink(url: str, now: Callable[[], float] = time.time, store: str = STORE, **o
 
 def files(url: str) -> list[str]:
     fs, root = fsspec.url_to_fs(url)
-    return sorted(path[len(root) + 1 :] for path in fs.find(root))
+    paths = sorted(path[len(root) + 1 :] for path in fs.find(root))
+    return [path for path in paths if not path.startswith("_set_aside/")]
 
 
 def offsets(url: str, shard: str = "00") -> list[int]:
@@ -333,3 +334,17 @@ def test_settings_keep_secrets_and_refuse_nonsense() -> None:
         LakeSettings(max_file_rows=0)
     with pytest.raises(LakeError, match="lake nonsense://x"):
         LakeSettings(url="nonsense://x").open()
+
+
+def test_a_store_that_lost_its_state_sets_the_archive_aside(tmp_path: Path) -> None:
+    """Its files may be all that is left of the rows, so none is deleted; none is read twice either."""
+    part = sink(str(tmp_path), max_file_rows=5).build_part("out", "00", None)
+    part.write_batch([telemetry(0, 5)])
+    part.close()
+    before = {f.name: f.read_bytes() for f in tmp_path.glob("telemetry/**/*.parquet")}
+    again = sink(str(tmp_path), max_file_rows=5).build_part("out", "00", None)
+    again.write_batch([telemetry(5, 5)])
+    again.close()
+    aside = {f.name: f.read_bytes() for f in tmp_path.glob("_set_aside/*/telemetry/**/*.parquet")}
+    assert before and aside == before
+    assert read(str(tmp_path))["source_offset"].to_pylist() == list(range(5, 10))
