@@ -277,7 +277,7 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if text and isinstance(error, LakeError | SqlError | OSError | ValueError | RuntimeError):
         return text
-    return f"{type(error).__name__}: {text} (unforeseen; --debug shows where)"
+    return " ".join(f"{type(error).__name__}: {text} (unforeseen; --debug shows where)".split())
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from voltmill.flows.demo import demo
 from voltmill.flows.demo_report import Outcome, report
 from voltmill.flows.replay import Replayed
 
-SECONDS, MODULES, SPEED = 8, 64, 60
+SECONDS, MODULES, SPEED = 6, 64, 80
 
 
 class Ran:
