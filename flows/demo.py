@@ -96,7 +96,7 @@ def demo(
         child = _start_live(folder)
         try:
             summary, started = _simulate(config, folder, child)
-            _drain(config, child, summary["published"])
+            _drain(config, folder, child, summary["published"])
         finally:
             if child.poll() is None:
                 child.kill()
@@ -151,7 +151,7 @@ def _start_live(folder: Path) -> "subprocess.Popen[bytes]":
 
 def _simulate(config: Config, folder: Path, child: "subprocess.Popen[bytes]") -> tuple[dict[str, Any], float]:
     """Publish the fleet; returns its summary and the wall time at which its event time began."""
-    _wait(lambda: "mqtt subscribed" in (folder / "live.log").read_text(), child, "subscribe")
+    _wait(lambda: "mqtt subscribed" in (folder / "live.log").read_text(), child, folder, "subscribe")
     stop, began, start = threading.Event(), [0.0], config.simulate.start_time
     assert start is not None
 
@@ -168,21 +168,22 @@ def _simulate(config: Config, folder: Path, child: "subprocess.Popen[bytes]") ->
     return summary, began[0]
 
 
-def _drain(config: Config, child: "subprocess.Popen[bytes]", published: int) -> None:
+def _drain(config: Config, folder: Path, child: "subprocess.Popen[bytes]", published: int) -> None:
     """Let the flow read what the broker still holds, then end it as an operator would."""
-    _wait(lambda: (_counter(config, "voltmill_messages_total") or 0.0) >= published, child, "read every message")
+    _wait(
+        lambda: (_counter(config, "voltmill_messages_total") or 0.0) >= published, child, folder, "read every message"
+    )
     child.send_signal(signal.SIGTERM)
-    if child.wait(60) != 0:
-        raise RuntimeError("the live flow did not drain: see live.log")
+    _wait(lambda: child.poll() == 0, child, folder, "drain")
 
 
-def _wait(ready: Any, child: "subprocess.Popen[bytes]", what: str) -> None:
-    deadline = time.monotonic() + 60
+def _wait(ready: Any, child: "subprocess.Popen[bytes]", folder: Path, what: str) -> None:
+    deadline, log = time.monotonic() + 60, f"{folder}/live.log"
     while not ready():
-        if child.poll() is not None:
-            raise RuntimeError("the live flow ended by itself: see live.log")
+        if child.poll() is not None and not ready():  # asked again: it may have become so just now
+            raise RuntimeError(f"the live flow ended with status {child.returncode}: see {log}")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the live flow did not {what} within 60 s: see live.log")
+            raise RuntimeError(f"the live flow did not {what} within 60 s: see {log}")
         time.sleep(0.05)
 
 

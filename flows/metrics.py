@@ -111,7 +111,9 @@ class Metrics:
             self.dead_letters.labels(row["stage"], row["reason"]).inc(row["count_all"])
 
     def on_predictions(self, batch: pa.RecordBatch) -> None:
-        """Count predictions by target and mode."""
+        """Count predictions by target and mode; a batch has one target."""
+        if not len(batch):
+            return
         target = batch.column("target")[0].as_py()
         self.nulls.labels(target).inc(batch.column("value").null_count)
         for entry in pc.value_counts(batch.column("mode")).to_pylist():

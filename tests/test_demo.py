@@ -13,11 +13,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from servers import missing
 
+from voltmill.flows import demo as module
 from voltmill.flows.broker import Kind, find_mosquitto
 from voltmill.flows.compare import Comparison, read
 from voltmill.flows.config import ConfigError, load
@@ -102,6 +104,16 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not empty; name another folder"):
         demo(tmp_path, seconds=5, modules=4, speed=1)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_live_flow_that_fails_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TOML", module._TOML.replace("state = {state}", 'state = "/proc/no/state"#{state}'))
+    with pytest.raises(RuntimeError) as error:
+        demo(tmp_path / "d", seconds=5, modules=4, speed=10)
+    assert str(error.value) == f"the live flow ended with status 1: see {tmp_path}/d/live.log"
+    assert psutil.Process().children(recursive=True) == []
 
 
 @pytest.fixture

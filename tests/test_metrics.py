@@ -64,6 +64,7 @@ def test_dead_letters_are_counted_by_stage_and_reason() -> None:
 
 def test_predictions_are_counted_by_mode_and_nulls() -> None:
     metrics = Metrics()
+    metrics.on_predictions(predictions([]))
     metrics.on_predictions(predictions([1, 2, 3]))
     metrics.on_predictions(predictions([1, 2], value=None, mode="fallback"))
     found = samples(metrics)
