@@ -45,6 +45,7 @@ class Publisher:
     def __init__(self, settings: MqttSettings, client_id: str, *, max_in_flight: int = 4096) -> None:
         self.sent = 0
         self.acknowledged = 0
+        self._place = f"{settings.host}:{settings.port}"
         self._most = min(max_in_flight, 65_535)
         self._allowed = 0  # nothing before the broker has said how much it takes
         self._changed = threading.Condition()
@@ -72,7 +73,8 @@ class Publisher:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.in_flight < self._allowed, timeout):
-                raise TimeoutError(f"mqtt: {self.in_flight} messages unacknowledged, no room after {timeout} s")
+                what = f"{self.in_flight} messages unacknowledged" if self.sent else "not reached"
+                raise TimeoutError(f"mqtt broker {self._place}: {what}, nothing sent for {timeout:g} s")
             self.sent += 1
         try:
             while self._client.publish(topic, payload, qos=1).rc == paho.MQTT_ERR_QUEUE_SIZE:
@@ -90,7 +92,8 @@ class Publisher:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.in_flight == 0, timeout):
-                raise TimeoutError(f"mqtt: {self.in_flight} of {self.sent} messages unacknowledged after {timeout} s")
+                what = f"{self.in_flight} of {self.sent} messages unacknowledged after {timeout:g} s"
+                raise TimeoutError(f"mqtt broker {self._place}: {what}")
 
     def close(self) -> None:
         """Disconnect; what is unacknowledged is given up, so ``drain`` first."""

@@ -159,12 +159,14 @@ def publish(
     config: ConfigFile = None,
     device: Annotated[str | None, typer.Option(help="device_id put into each message.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows at most.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Messages per second at most.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Messages per second at most.")] = None,
 ) -> None:
     """The rows of a Parquet file as JSON messages: recorded telemetry made live."""
     from voltmill.flows.publish import publish_parquet
+    from voltmill.flows.running import log_to_stderr
 
     settings = load(config)
+    log_to_stderr(settings.run.log_level)
     sent = publish_parquet(file, settings.mqtt, topic=topic, device_id=device, limit=limit, rate=rate)
     typer.echo(f"{sent} messages published to {topic}")
 

@@ -77,6 +77,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         and accounts["letters"] == accounts["malformed"]
         and accounts["predictions"] == stored,
         "faults": {name: list(db.execute(query).fetchone() or ()) for name, query in _FAULTS.items()},
+        "weak_cells": db.execute("select count(*) from faults where fault = 'weak_cell'").fetchone()[0],
         "false_alarms": db.execute(_FALSE_ALARMS).fetchone()[0],
         "soc": soc,
         "latency_p50_ms": 1e3 * float(p50),
@@ -192,6 +193,9 @@ def _lines(outcome: Outcome, facts: dict[str, Any]) -> list[str]:
         ("missing, surplus", f"{facts['missing']}, {facts['surplus']}"),
     ]
     rows += [(f"fault: {name}", f"{seen} of {n} {what} flagged") for name, (n, seen, what) in facts["faults"].items()]
+    rows.append(
+        ("fault: weak cell", f"{facts['weak_cells']} modules; weakest_cell_z shows it, no quality bit is made for it")
+    )
     rows += [
         ("rows flagged without a fault", f"{facts['false_alarms']:,}"),
         ("predictions", f"{facts['predictions']:,} in the lake, {facts['predictions_in_sql']:,} in the database"),
