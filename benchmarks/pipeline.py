@@ -7,9 +7,10 @@
 snapshots. Both read the same batches. ``replay`` reads what ``graph`` archived in FOLDER.
 """
 
+import ctypes
+import gc
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 from bytewax.testing import TestingSource
 from messages import batches
@@ -96,10 +98,15 @@ def run_fused(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
         for part in (*archive, *predicted, database):
             part.close()
 
+    before = resident()
     seconds = timed(loop)
     states: list[Any] = [*quality, *features, *estimate]
     devices = sum(len(q.table) for q in quality)
-    return {"seconds": seconds, "state_bytes_per_device": sum(s.nbytes for s in states) / devices}
+    return {
+        "seconds": seconds,
+        "state_bytes_per_device": sum(s.nbytes for s in states) / devices,
+        "grown_bytes": resident() - before,
+    }
 
 
 def run_replay(settings: Config, folder: Path) -> dict[str, float]:
@@ -107,6 +114,14 @@ def run_replay(settings: Config, folder: Path) -> dict[str, float]:
     shutil.rmtree(folder / "again", ignore_errors=True)
     done = replay(settings, str(folder / "lake"), str(folder / "again"))
     return {"seconds": done.seconds, "rows": done.rows}
+
+
+def resident() -> float:
+    """Bytes of memory in use, what was freed given back first."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return float(psutil.Process().memory_info().rss)
 
 
 def timed(work: Callable[[], None]) -> float:
@@ -133,11 +148,9 @@ def main() -> None:
     else:
         shutil.rmtree(folder, ignore_errors=True)
         raw = list(batches(devices, messages, BATCH_ROWS))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found = (run_graph if what == "graph" else run_fused)(settings, raw)
         found["messages"] = sum(len(b) for b in raw)
         found["bytes_per_message"] = sum(b.column("payload").nbytes for b in raw) / found["messages"]
-        found["grown_bytes"] = 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     print(json.dumps(found))
 
 
