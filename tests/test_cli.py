@@ -206,7 +206,7 @@ class TestErrors:
             state = f'state = "{tmp_path}/state"\n'
             text = text.replace("[run]\n", f"[run]\n{state}") if "[run]" in text else f"[run]\n{state}{text}"
             done = start("run", "live", "-c", file("c.toml", text))
-        *logged, line = done.err.splitlines()
+        *logged, line = [text for text in done.err.splitlines() if "compiling the kernels" not in text]
         assert done.status == status and line.startswith(last.format(**names))
         assert all(json.loads(text)["message"] for text in logged)  # nothing else, neither traceback nor panic
 
@@ -440,7 +440,6 @@ class TestBroker:
         [
             ("no.parquet", [], "no.parquet"),
             ("c.toml", [], "c.toml: not a Parquet file: "),
-            ("rig/telemetry/a.parquet", ["--rate", "0"], "publish: repeat is at least 1, rate above 0"),
         ],
     )
     def test_publish_what_cannot_be(
