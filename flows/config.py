@@ -136,9 +136,10 @@ def parse(data: dict[str, Any], name: str, environ: Mapping[str, str]) -> Config
         config = msgspec.convert(filled.value(data, ""), Config)
         build_mapper(config.decode, config.mapping)  # what stands in a mapping is checked as it is compiled
     except msgspec.ValidationError as e:
-        raise ConfigError(f"{name}: {filled.hidden(_explain(str(e), data))}") from None
+        line = filled.hidden(_explain(str(e), data)).replace("\n", "\\n")  # a quoted key may hold anything
+        raise ConfigError(f"{name}: {line}") from None
     except ValueError as e:
-        raise ConfigError(f"{name}: {filled.hidden(str(e))}") from None
+        raise ConfigError(f"{name}: {filled.hidden(str(e))}".replace("\n", "\\n")) from None
     return config
 
 

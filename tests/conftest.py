@@ -6,11 +6,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import cluster_main, run_main
 from servers import Certificates, Mosquitto, has_mosquitto, make_certificates, missing
+
+# On CI the same code gives the same verdict; elsewhere each run looks for other examples.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI") == "true":
+    hypothesis.settings.load_profile("ci")
 
 # Helpers, and flows that run in processes of their own: the search for doctests would import them.
 collect_ignore = [file.name for file in Path(__file__).parent.glob("*.py") if not file.name.startswith("test_")]

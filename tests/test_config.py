@@ -259,3 +259,9 @@ def test_nothing_else_is_ever_raised(data: dict[str, Any]) -> None:
         assert str(error).startswith("c.toml: ") and "\n" not in str(error) and "secret-value" not in str(error)
     else:
         assert isinstance(config, Config)
+
+
+def test_a_key_that_holds_a_newline_is_still_one_line():
+    with pytest.raises(ConfigError) as error:
+        parse({"mapping": {"\n": "*"}}, "c.toml", {})
+    assert str(error.value) == r"c.toml: [mapping.\n] expected `object`, got `str`"

@@ -84,7 +84,7 @@ def traffic(draw):
         volts = (3.7 + 0.05 * rng.standard_normal(width[d])).tolist()
         if volts and rng.random() < 0.1:
             volts[0] = [None, 66.0, float("nan")][rng.integers(3)]
-        if volts and rng.random() < 0.1:
+        if len(volts) > 1 and rng.random() < 0.1:
             volts[-1] -= 1.3
         probes = (25 + rng.standard_normal(int(rng.integers(0, 3)))).tolist()
         change = {"current_ampere": float(rng.choice([-3.0, 0.0, 2.0, np.nan]))}
