@@ -6,14 +6,14 @@ one line on standard error; ``--debug`` gives the traceback.
 
 import enum
 import sys
-import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from voltmill import __version__
+from voltmill.flows.cli_common import ConfigFile, show_line
+from voltmill.flows.cli_replay import replay
 from voltmill.flows.config import ConfigError, load
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 _run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
 app.add_typer(_run, name="run")
+app.command()(replay)
 
 
 class BrokerKind(enum.Enum):
@@ -32,9 +33,6 @@ class BrokerKind(enum.Enum):
 
     mosquitto = "mosquitto"
     amqtt = "amqtt"
-
-
-ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file; without it, the defaults.")]
 
 
 def _version(wanted: bool) -> None:
@@ -87,45 +85,6 @@ def live(
 
 
 @app.command()
-def replay(
-    lake: Annotated[str, typer.Option(help="Folder or URL that holds telemetry/.")],
-    out: Annotated[str, typer.Option(help="Folder or URL for the outputs; must hold none yet.")],
-    config: ConfigFile = None,
-    start: Annotated[str, typer.Option("--from", help="First event time, ISO 8601.")] = "",
-    stop: Annotated[str, typer.Option("--to", help="Event time to stop before, ISO 8601.")] = "",
-    warm_up: Annotated[
-        float, typer.Option(min=0, max=87_600, help="Hours read before --from to warm the state up.")
-    ] = 1.0,
-    telemetry: Annotated[bool, typer.Option(help="Write telemetry/ with the new quality bits too.")] = False,
-) -> None:
-    """The archive through the same graph, at full speed."""
-    from voltmill.flows import running
-    from voltmill.flows.replay import replay as replay_
-
-    settings = load(config)
-    first, last = _time(start, "--from"), _time(stop, "--to")
-    if first and last and last <= first:
-        raise ConfigError(f"--to {stop}: is not after --from {start}")
-    running.prepare()
-    done = replay_(
-        settings,
-        lake,
-        out,
-        start=first,
-        stop=last,
-        warm_up=timedelta(hours=warm_up),
-        telemetry=telemetry,
-        on_progress=_Progress("file"),
-    )
-    typer.echo(
-        f"{done.rows} rows replayed in {done.seconds:.1f} s ({done.rows / done.seconds:.0f}/s), "
-        f"{done.predictions} predictions in {out}/predictions"
-    )
-    if first:
-        typer.echo(f"state warmed up on the {warm_up:g} h before {first.isoformat()}; before that it knew nothing")
-
-
-@app.command()
 def simulate(
     config: ConfigFile = None,
     truth: Annotated[Path | None, typer.Option(help="Folder for the truth, for scoring.")] = None,
@@ -143,10 +102,10 @@ def simulate(
 
     def show(progress: Progress) -> None:
         late = f", {progress.behind_seconds:.1f} s behind" if progress.behind_seconds > 1 else ""
-        _line(f"{progress.published} messages, event time {progress.event_time:%Y-%m-%d %H:%M:%S}{late}")
+        show_line(f"{progress.published} messages, event time {progress.event_time:%Y-%m-%d %H:%M:%S}{late}")
 
     summary = simulate_(settings.simulate, settings.mqtt, truth, show)
-    _line("")
+    show_line("")
     typer.echo(msgspec.json.encode(summary).decode())
     if summary["unacknowledged"]:
         raise RuntimeError(f"the broker did not confirm {summary['unacknowledged']} messages: they may be lost")
@@ -215,39 +174,6 @@ def demo(
 
     if not demo_(folder, seconds=seconds, modules=modules, speed=speed, prefer=broker.value if broker else None):
         raise typer.Exit(1)
-
-
-class _Progress:
-    """A line that counts files and rows, on a terminal in place, else now and then."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._last = what, time.monotonic()
-
-    def __call__(self, done: int, total: int, rows: int) -> None:
-        now = time.monotonic()
-        if done == total or now - self._last > 1:
-            self._last = now
-            _line(f"{self._what} {done} of {total}, {rows} rows", end=done == total)
-
-
-def _line(text: str, *, end: bool = False) -> None:
-    """Show progress on standard error, if someone is looking."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if end else ""))
-        sys.stderr.flush()
-
-
-def _time(text: str, option: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        time_ = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{option} {text}: not an ISO 8601 time, such as 2026-11-22T10:00:00Z") from None
-    time_ = time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
-    if not 2000 <= time_.year < 2100:
-        raise ConfigError(f"{option} {text}: not within the years 2000 to 2099, which are all that telemetry has")
-    return time_
 
 
 def main(arguments: list[str] | None = None) -> None:
