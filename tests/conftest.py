@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import hypothesis
 import pytest
@@ -12,6 +12,9 @@ from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import cluster_main, run_main
 from servers import Certificates, Mosquitto, has_mosquitto, make_certificates, missing
+
+if TYPE_CHECKING:
+    from live_flow import Live
 
 # On CI the same code gives the same verdict; elsewhere each run looks for other examples.
 hypothesis.settings.register_profile("ci", derandomize=True)
@@ -66,6 +69,22 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def live(tmp_path: Path, mosquitto: Callable[..., Mosquitto]) -> Iterator[Callable[..., "Live"]]:
+    """Makes a live flow (``live_flow.Live``) on a broker of its own; what still runs at the end is killed."""
+    from live_flow import Live
+
+    made: list[Live] = []
+
+    def make(**options: Any) -> Live:
+        made.append(Live(tmp_path, mosquitto().port, **options))
+        return made[-1]
+
+    yield make
+    for flow in made:
+        flow.end()
 
 
 @pytest.fixture(scope="session")
