@@ -157,9 +157,8 @@ class Live:
         return self.table("telemetry")
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = (
-            ds.dataset(str(self.folder / "lake" / name), format="parquet").to_table().to_pylist()
-        )
+        found = ds.dataset(str(self.folder / "lake" / name), format="parquet").to_table()
+        rows: list[dict[str, Any]] = found.to_pylist()
         return rows
 
 
