@@ -28,6 +28,9 @@ SEQUENCE_KEY: Final = "voltmill.sequence"
 ROWS_KEY: Final = "voltmill.rows"
 #: Every file of the store and shard below this number is of durable epochs: no recovery removes it again.
 SETTLED_KEY: Final = "voltmill.settled"
+#: Of a merged file: rows and bytes of each file that it holds, from the first number to the last, as
+#: JSON ``[[rows, bytes], …]``. By the rows a reader finds its place again, by the bytes cuts stay where they were.
+PARTS_KEY: Final = "voltmill.parts"
 
 
 def parquet_options(schema: pa.Schema, *, level: int) -> dict[str, Any]:
