@@ -32,6 +32,7 @@ _STUCK: Final = int(Quality.STUCK)
 _SIGN_SUSPECT: Final = int(Quality.SIGN_SUSPECT)
 _CELL_COUNT_CHANGED: Final = int(Quality.CELL_COUNT_CHANGED)
 _SUM_MISMATCH: Final = int(Quality.SUM_MISMATCH)
+_REISSUED: Final = int(Quality.REISSUED)
 _REFUSED_BITS: Final = int(_REFUSED)
 
 #: One device: 161 bytes, plus 10 a cell in the arena.
@@ -91,7 +92,8 @@ RULES: Final = {
     Quality.DUPLICATE: "the message counter was seen among the last 64 of the device, at a time not newer than all "
     "seen; without a counter: the event time is one of the last 8",
     Quality.LATE: "out of order by more than `late_seconds`; after `clock_reset_samples` of them in ascending order, "
-    "with none on time between, the clock was set back for good: the next one is accepted, with GAP_BEFORE",
+    "with none on time between, the clock was set back for good: the next one is accepted, with GAP_BEFORE; reissued "
+    "ones do not count",
     Quality.OUT_OF_ORDER: "the event time is not after that of the newest accepted sample",
     Quality.CLOCK_SKEW: "the event time is ahead of the arrival by more than `clock_skew_seconds`",
     Quality.GAP_BEFORE: "the message counter skipped, or more than the fleet entry's `gap_seconds` since the sample "
@@ -108,7 +110,7 @@ RULES: Final = {
     Quality.CELL_COUNT_CHANGED: "another number of cells than in the sample before",
     Quality.SUM_MISMATCH: "the sum of the cells differs from the module voltage by more than `sum_tolerance` of it",
     Quality.UNIT_CONVERTED: "set by `decode`: a mapping scaled, offset or sign-flipped a value",
-    Quality.REISSUED: "kept for dead letters that are sent again; nothing sets it yet",
+    Quality.REISSUED: "a dead letter that was redriven: the `source` is `redrive`",
     Quality.UNKNOWN_CELL: "set by `estimate`: no fleet entry, or its cell type is not the model's; the value is null",
     Quality.OUT_OF_DOMAIN: "set by `estimate`: an input of the model is missing or outside its valid range; the value "
     "is null",
@@ -170,8 +172,14 @@ def _set_back(device: Any, time: int, settings: Any) -> bool:
 
 
 @inline
-def _arrival(device: Any, seq: Any, has_seq: bool, time: int, ingest: int, gap_us: int, settings: Any) -> int:
-    """The bits that follow from counter and clocks."""
+def _arrival(
+    device: Any, seq: Any, has_seq: bool, time: int, ingest: int, reissued: bool, gap_us: int, settings: Any
+) -> int:
+    """The bits that follow from counter and clocks.
+
+    Dead letters are reissued in the order they once arrived in, long after their neighbours: that is no
+    sign of a clock that was set back.
+    """
     bits = 0
     if has_seq:
         skipped = _count_seq(device, seq, time)
@@ -191,7 +199,7 @@ def _arrival(device: Any, seq: Any, has_seq: bool, time: int, ingest: int, gap_u
         elif device.started and time <= device.newest_time:
             bits |= _OUT_OF_ORDER
             if device.newest_time - time > settings.late_us:
-                if _set_back(device, time, settings):
+                if not reissued and _set_back(device, time, settings):
                     device.seen_time = time
                     return _GAP_BEFORE
                 bits |= _LATE
@@ -326,12 +334,13 @@ def judge(
     settings: Any,
     bits: NDArray[np.uint32],
 ) -> None:
-    """Raise the bits of each row and carry the state on. ``bits`` comes in with those of decode."""
+    """Raise the bits of each row and carry the state on. ``bits`` comes in with UNIT_CONVERTED and REISSUED."""
     for row in range(len(slots)):
         device = devices[slots[row]]
         fact = facts[slots[row]]
         time = event_time[row]
-        found = _arrival(device, seq[row], has_seq[row], time, ingest_time[row], fact.gap_us, settings)
+        reissued = bits[row] & _REISSUED != 0
+        found = _arrival(device, seq[row], has_seq[row], time, ingest_time[row], reissued, fact.gap_us, settings)
         if found & _REFUSED_BITS == 0:
             found |= _accept(
                 device,

@@ -45,6 +45,9 @@ class Quality(IntFlag):
     MODEL_FAILED = 1 << 16  # the model failed; the value is a fallback
 
 
+#: The ``source`` of dead letters that were sent through the graph again.
+REDRIVE: Final = "redrive"
+
 #: A sample with one of these bits is archived and takes no part in any state.
 REFUSED: Final = Quality.DUPLICATE | Quality.LATE | Quality.OUT_OF_ORDER | Quality.CLOCK_SKEW
 

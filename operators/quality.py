@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from voltmill.kernels import quality as rules
 from voltmill.kernels.fleet import Fleet
-from voltmill.kernels.schema import TELEMETRY, Quality
+from voltmill.kernels.schema import REDRIVE, TELEMETRY, Quality
 from voltmill.operators import columns
 from voltmill.operators.stateful import by_shard
 from voltmill.operators.table import DeviceTable, StateError
 
-#: Bits that are raised before this operator and kept by it; all others are computed anew.
-GIVEN: Final = Quality.UNIT_CONVERTED | Quality.REISSUED
+#: The bit that is raised before this operator and kept by it; all others are computed anew.
+GIVEN: Final = Quality.UNIT_CONVERTED
 
 _BITS: Final = TELEMETRY.get_field_index("quality_bits")
 
@@ -114,6 +114,8 @@ class QualityState:
         cell_at, cells = columns.lists(telemetry.column("cell_voltage_volt"))
         self._reserve(slots, cell_at)
         bits = telemetry.column("quality_bits").to_numpy() & np.uint32(GIVEN)
+        if (reissued := _reissued(telemetry.column("source"))) is not None:
+            bits |= np.where(reissued, np.uint32(Quality.REISSUED), np.uint32(0))
         rules.judge(
             table.rows,
             table.facts,
@@ -143,6 +145,15 @@ class QualityState:
             grown[: self._used] = self._cells[: self._used]
             self._cells = grown
         self._used = rules.reserve(self.table.rows, self._cells, slots, cell_at, self._used)
+
+
+def _reissued(source: pa.DictionaryArray) -> NDArray[np.bool_] | None:
+    """Which rows were redriven from the dead letters; None: no row of a batch without that label, as nearly all are."""
+    is_redrive = [name == REDRIVE for name in source.dictionary.to_pylist()]
+    if not any(is_redrive):
+        return None
+    rows: NDArray[np.bool_] = np.array(is_redrive)[source.indices.to_numpy()]
+    return rows
 
 
 @operator

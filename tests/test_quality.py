@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from telemetry import at, batch, sample
+from telemetry import at, batch, cut, sample
 
 from voltmill.kernels import quality as rules
 from voltmill.kernels.fleet import Fleet, FleetEntry, Limits
@@ -48,8 +48,29 @@ def test_nothing_but_the_bits_changes_and_no_row_is_dropped():
 def test_given_bits_are_kept_and_all_others_computed_anew():
     everything = int(sum(Quality))
     assert judged(sample(0, quality_bits=everything)) == [GIVEN]
-    assert judged(sample(0, quality_bits=int(Q.REISSUED))) == [Q.REISSUED]
+    assert judged(sample(0, quality_bits=int(Q.REISSUED))) == [0]
     assert judged(*[sample(0, quality_bits=int(Q.UNIT_CONVERTED), seq=1)] * 2)[1] == Q.UNIT_CONVERTED | Q.DUPLICATE
+
+
+class TestReissued:
+    def test_the_source_says_it_whatever_the_stored_bits_say(self):
+        rows = [sample(0, seq=0), sample(1, seq=1, source="redrive"), sample(2, seq=2, quality_bits=int(Q.REISSUED))]
+        assert judged(*rows) == [0, Q.REISSUED, 0]
+
+    def test_in_a_slice_of_a_batch(self):
+        rows = [sample(k, seq=k, source="redrive" if k % 2 else "test") for k in range(8)]
+        state = QualityState(QualitySettings(), FLEET)
+        found = [Quality(b) for part in cut(batch(rows), [3, 4]) for b in state.apply(part)["quality_bits"].to_pylist()]
+        assert found == [0, Q.REISSUED] * 4
+
+    def test_they_take_part_in_state_where_nothing_newer_is_known(self):
+        assert judged(*steady(3, source="redrive"), sample(9, seq=3)) == [Q.REISSUED] * 3 + [0]
+
+    def test_many_old_ones_are_late_and_never_a_clock_set_back(self):
+        old = steady(300, source="redrive")
+        found = judged(sample(5000, seq=5000), *old, sample(5001, seq=5001))
+        assert set(found[1:-1]) == {Q.REISSUED | Q.OUT_OF_ORDER | Q.LATE} and found[-1] == 0
+        assert 0 in judged(sample(5000, seq=5000), *steady(300))[25:]  # else the device's clock would be the cause
 
 
 class TestDuplicate:
