@@ -25,6 +25,7 @@ into two shards, and name order goes by shard first.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -33,9 +34,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from voltmill.connectors.parquet import encode
+from voltmill.connectors.lake_files import LakeFile, parse
+from voltmill.connectors.outage import Patience
+from voltmill.connectors.parquet import ROWS_KEY, SEQUENCE_KEY, SETTLED_KEY, SHARD_KEY, STORE_KEY, encode
 from voltmill.connectors.store import LakeError, Store
 
 __all__ = ["LakeError", "LakeSettings", "LakeSink"]
@@ -53,6 +57,7 @@ log = logging.getLogger("voltmill.lake")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MEASURE_EVERY: Final = 16
+_NUMBERED: Final = re.compile(r"-\d{10}$")
 
 
 class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,16 +83,20 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     snapshot once more: 10,000 rows of telemetry, where the one costs as much as the other."""
     compression_level: int = 1
     """Level of zstd; higher ones gain nothing on noisy readings."""
-    tries: int = 6
-    """How often a file operation is tried, with pauses that double from 0.1 s: about 3 s in all."""
+    outage_seconds: float = 0.0
+    """How long a live flow waits for a lake that is away, s; 0: as long as it takes. It reads nothing meanwhile."""
+    attempt_seconds: float = 10.0
+    """How long one request to an object store may take, s, and a second more for each MiB it carries."""
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""
         if not self.url:
             raise ValueError("url is empty: name a folder or an fsspec URL")
-        for name in ("max_file_rows", "max_file_bytes", "max_file_age_seconds", "tries"):
+        for name in ("max_file_rows", "max_file_bytes", "max_file_age_seconds", "attempt_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0")
+        if self.outage_seconds < 0:
+            raise ValueError("outage_seconds must be at least 0 (0: as long as it takes)")
         if self.max_snapshot_bytes < 0:
             raise ValueError("max_snapshot_bytes must be at least 0 (0: write a file each epoch)")
         if not 1 <= self.compression_level <= 22:
@@ -97,9 +106,9 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         """Everything but the values of ``storage_options``, which hold credentials."""
         return f"LakeSettings(url={self.url!r}, storage_options={sorted(self.storage_options)})"
 
-    def open(self) -> Store:
-        """The lake's files."""
-        return Store(self.url, self.storage_options, tries=self.tries)
+    def open(self, patience: Patience | None = None) -> Store:
+        """The lake's files; ``patience`` says how long an absent lake is waited for, by default some seconds."""
+        return Store(self.url, self.storage_options, patience=patience, attempt_seconds=self.attempt_seconds)
 
 
 class LakeSink(FixedPartitionedSink[pa.RecordBatch, State]):
@@ -114,6 +123,9 @@ class LakeSink(FixedPartitionedSink[pa.RecordBatch, State]):
         schema: of every batch; nothing is cast.
         shards: labels of all shards, such as ``("00", "01")``; the keys of the items.
         store: name of the recovery store, in which later ones sort last: ``20261122T103000Z-3fa2``.
+        patience: how an absent lake is waited for, here and at the start; None: some seconds.
+        existing: whether the lake must be there, for the store has rows in it: then it is waited for, and
+            never made anew beside the one that is away.
         observe: called with the seconds each batch and each snapshot took, the writing of files included.
         on_written: called with each batch, in order, once it is in a file; after a restart also with
             those the snapshot had kept.
@@ -131,6 +143,8 @@ class LakeSink(FixedPartitionedSink[pa.RecordBatch, State]):
         schema: pa.Schema,
         shards: Sequence[str],
         store: str,
+        patience: Patience | None = None,
+        existing: bool = False,
         observe: Callable[[float], None] = lambda seconds: None,
         on_written: Callable[[pa.RecordBatch], None] | None = None,
         now: Callable[[], float] = time.time,
@@ -138,11 +152,15 @@ class LakeSink(FixedPartitionedSink[pa.RecordBatch, State]):
         for name in (table, store, *shards):
             if not name or name.startswith((".", "_")) or set(name) & set("/\\*?[]= "):
                 raise ValueError(f"{name!r} cannot be part of a file name in the lake")
+        if _NUMBERED.search(store):
+            raise ValueError(f"{store!r} ends like the number of a file, so it cannot name a store")
         self.settings = settings
         self.table = table
         self.schema = schema
         self.shards = sorted(shards)  # Bytewax counts partitions in the order of their names
         self.store = store
+        self.patience = patience
+        self.existing = existing
         self.observe = observe
         self.on_written = on_written
         self.now = now
@@ -174,9 +192,10 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
     def __init__(self, sink: LakeSink, shard: str, state: State | None) -> None:
         self._sink = sink
         self._settings = sink.settings
-        self._files = sink.settings.open()
+        self._files = sink.settings.open(sink.patience)
         self._shard = shard
         self._sequence, self._date, self._since, kept = _checked(state, sink.table, shard)
+        self._settled = self._last_snapshot = self._sequence
         self._buffer: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
         self._serialized: list[bytes] = []
@@ -185,6 +204,8 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         for stream in kept:
             for batch in pa.ipc.open_stream(stream):
                 self._add(batch)
+        if not sink.existing:
+            self._files.make()
         own = self._path() if self._rows else None
         self._remove_orphans(keep=own, first=state is None)
         self._flush()
@@ -206,6 +227,7 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         if fresh := self._buffer[self._serialized_batches :]:
             self._serialized.append(_stream(fresh, self._sink.schema))
             self._serialized_batches = len(self._buffer)
+        self._settled, self._last_snapshot = self._last_snapshot, self._sequence
         self._sink.observe(time.perf_counter() - began)
         return ("v1", self._sequence, self._date, self._since, tuple(self._serialized))
 
@@ -243,8 +265,9 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         """Write what is buffered as the next file."""
         if not self._rows:
             return
-        data = encode(self._buffer, self._sink.schema, level=self._settings.compression_level)
         path = self._path()
+        level = self._settings.compression_level
+        data = encode(self._buffer, self._sink.schema, level=level, metadata=self._facts())
         self._files.write(path, data)
         self._date = _date_of(path)
         written, self._buffer = self._buffer, []
@@ -255,6 +278,11 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         if self._sink.on_written is not None:
             for batch in written:
                 self._sink.on_written(batch)
+
+    def _facts(self) -> dict[str, str]:
+        facts = {STORE_KEY: self._sink.store, SHARD_KEY: self._shard}
+        numbers = {SEQUENCE_KEY: self._sequence, ROWS_KEY: self._rows, SETTLED_KEY: self._settled}
+        return facts | {key: str(number) for key, number in numbers.items()}
 
     def _path(self) -> str:
         date = max(self._date, _arrival_date(self._buffer) or self._today_at_least())
@@ -271,21 +299,59 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         On the first start of a store only its first epochs can have left any. Should the recovery store have
         been lost while its name was kept, it is the whole archive: so nothing is deleted then, but set aside.
         """
-        prefix, aside = f"{self._sink.store}-", f"{ASIDE}/{self._sink.now():.6f}"
+        orphans = [file for file in self._written() if file.last >= self._sequence]
+        if first:
+            aside = f"{ASIDE}/{self._sink.now():.6f}"
+            for file in orphans:
+                log.warning("lake file set aside", extra={"file": file.path, "into": aside})
+                self._files.move(file.path, f"{aside}/{file.path}")
+            return
+        for file in orphans:
+            self._check_orphan(file)
+        for file in orphans:
+            if file.path != keep:
+                self._files.remove(file.path)
+
+    def _written(self) -> list[LakeFile]:
+        """The files of this store and shard from the last date on, merged ones too.
+
+        What a killed write left half is removed on the way; a half merged file is the compaction's.
+        """
+        found = []
         for day in self._files.names(self._sink.table):
             if not day.startswith("date=") or day < f"date={self._date}":
                 continue
             folder = f"{self._sink.table}/{day}/shard={self._shard}"
             for name in self._files.names(folder):
-                number = name.lstrip(".").removesuffix(".tmp").removesuffix(".parquet").removeprefix(prefix)
-                ours = name.lstrip(".").startswith(prefix) and number.isdecimal()
-                if not ours or int(number) < self._sequence or f"{folder}/{name}" == keep:
+                file = parse(f"{folder}/{name.removeprefix('.').removesuffix('.tmp')}")
+                if file is None or file.stream.store != self._sink.store:
                     continue
-                if first and name.endswith(".parquet"):
-                    log.warning("lake file set aside", extra={"file": f"{folder}/{name}", "into": aside})
-                    self._files.move(f"{folder}/{name}", f"{aside}/{folder}/{name}")
-                else:
+                if file.path == f"{folder}/{name}":
+                    found.append(file)
+                elif not file.merged:
                     self._files.remove(f"{folder}/{name}")
+        return found
+
+    def _check_orphan(self, file: LakeFile) -> None:
+        """Refuse to remove rows that were durable once.
+
+        An orphan's epoch never was, so nothing that it says is settled can lie past the sequence that is
+        resumed; and what was merged was settled.
+        """
+        if file.merged or self._settled_by(file.path) > self._sequence:
+            raise LakeError(
+                f"lake {self._files.url}: {file.path} is of a later state of recovery store {self._sink.store} than "
+                f"the one that is resumed, whose next file is {self._sequence}: an older copy of the store was put "
+                "back; put back the newest one, or begin with a fresh recovery store"
+            )
+
+    def _settled_by(self, path: str) -> int:
+        """What a file says is settled; 0 where it says nothing."""
+        try:
+            facts = pq.read_metadata(self._files.open(path)).metadata or {}
+        except (pa.ArrowException, FileNotFoundError):
+            return 0
+        return int(facts.get(SETTLED_KEY.encode(), b"0"))
 
 
 def _checked(state: Any, table: str, shard: str) -> tuple[int, str, float, tuple[bytes, ...]]:

@@ -5,28 +5,43 @@ first, flushed to the disk and then renamed; elsewhere in one request, for objec
 blob when its last byte is there. (A writer that fails half-way through an *open* remote file
 publishes a truncated blob, so none is opened.)
 
-An error is tried again with growing pauses, whatever its kind: no class of error means the same in
-every fsspec file system, and one that does not pass costs some seconds before it is reported.
+What is away is waited for (``Patience``): a full disk, a folder that was taken away or may not be
+written, a server that does not answer. The lake's own folder or container is never made by a write,
+for a mount or a container that is missing for a while would be split in two.
 """
 
+import contextlib
+import logging
 import os
-import random
-import time
+import warnings
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import IO, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
-import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from voltmill.connectors import remote
+from voltmill.connectors.outage import Patience
+
 T = TypeVar("T")
 
-FIRST_PAUSE_SECONDS: Final = 0.1
+#: How long a command that runs once waits for a lake that is away, s.
+ONE_OFF_SECONDS: Final = 5.0
+
+#: Bytes that give a request to a remote store one second more: 8 Mbit/s, the least an uplink must do.
+_BYTES_A_SECOND: Final = 1 << 20
+
+# Azure's client logs each request at INFO, with its address: a SAS token is part of that.
+logging.getLogger("azure").setLevel(logging.WARNING)
 
 
 class LakeError(Exception):
     """A file of the lake, or the lake itself, that cannot be used; one line that names it."""
+
+
+class LakeAwayError(LakeError):
+    """One that may pass: the lake does not answer, is full, or does not let us in."""
 
 
 def hidden(path: str) -> bool:
@@ -45,110 +60,200 @@ class Store:
     Args:
         url: a folder (``voltmill-data/lake``) or any fsspec URL (``abfs://container/lake``).
         options: what the file system needs beside the URL: account, credentials.
-        tries: how often an operation is tried before its error is raised.
+        patience: how long an absent lake is waited for; None: ``ONE_OFF_SECONDS``.
+        attempt_seconds: how long one request to a remote store may take, s, and a second more a MiB it
+            carries; the local disk, and file systems of fsspec that are not asynchronous, have no limit.
 
     Raises:
-        LakeError: the URL's protocol is unknown or its package is not installed.
+        LakeError: the URL's protocol is unknown or its package is not installed; in every method: what does
+            not pass, or did not in time (then it is a ``LakeAwayError``). It never holds a secret.
     """
 
-    def __init__(self, url: str, options: dict[str, Any] | None = None, *, tries: int = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        options: dict[str, Any] | None = None,
+        *,
+        patience: Patience | None = None,
+        attempt_seconds: float = 10.0,
+    ) -> None:
+        self.url = remote.shown(url)
+        self._options = dict(options or {})
         try:
-            self.fs, self.root = fsspec.url_to_fs(url, **(options or {}))
+            self.fs, self.root = remote.open_url(url, self._options)
         except (ImportError, ValueError, TypeError) as error:
-            raise LakeError(f"lake {url}: {error}") from error
-        self.url = url
-        self.tries = tries
+            raise LakeError(f"lake {self.url}: {self._line(error)}") from None
         self.local = isinstance(self.fs, LocalFileSystem)
+        self._patience = patience or Patience("the lake", seconds=ONE_OFF_SECONDS)
+        self._attempt_seconds = attempt_seconds
+        self._limited = remote.ends_in_time(self.fs)
 
     def path(self, relative: str) -> str:
         """The path as the file system knows it."""
         return f"{self.root.rstrip('/')}/{relative}"
 
+    def make(self) -> None:
+        """Make the folder or the container if it is not there. A key that opens nothing is an error at once."""
+        self._call("make", "it", self._make_once, denied_passes=False)
+
     def write(self, relative: str, data: pa.Buffer) -> None:
         """Store a whole file, over an older one of that name; it is durable when this returns."""
-        self._tried("write", relative, lambda: self._write_once(self.path(relative), data))
+        self._call("write", relative, lambda: self._write_once(relative, data))
 
     def remove(self, relative: str) -> None:
         """Remove a file; one that is not there is no error."""
-        self._tried("remove", relative, lambda: self._remove_once(self.path(relative)))
+        self._call("remove", relative, lambda: self._remove_once(self.path(relative)))
 
     def move(self, relative: str, new: str) -> None:
         """Give a file another path, where none is yet."""
-        self._tried("move", relative, lambda: self._move_once(self.path(relative), self.path(new)))
+        self._call("move", relative, lambda: self._move_once(relative, new))
 
     def names(self, folder: str) -> list[str]:
-        """The names in a folder, sorted, hidden ones too; empty when it does not exist."""
-        return self._tried("list", folder, lambda: self._names_once(self.path(folder)))
+        """The names in a folder, sorted, hidden ones too; empty when it does not exist, though the lake does."""
+        return self._call("list", folder, lambda: self._names_once(self.path(folder)))
 
     def find(self, folder: str) -> list[str]:
         """Every file below a folder, relative to it, in name order (by code point), hidden ones left out."""
         base = self.path(folder)
-        found = self._tried("list", folder, lambda: self._find_once(base))
+        found = self._call("list", folder, lambda: self._find_once(base))
         relative = (path[len(base) + 1 :] for path in found)
         return sorted(path for path in relative if not hidden(path))
 
-    def open(self, relative: str) -> str | IO[bytes]:
-        """What pyarrow reads a file from: a path when it is local, else an open file."""
+    def open(self, relative: str) -> "str | remote.RangeFile":
+        """What pyarrow reads a file from: a path when it is local, else an open file.
+
+        Raises:
+            FileNotFoundError: it is not there, now or (while it is read) no longer.
+        """
         path = self.path(relative)
-        return path if self.local else self._tried("open", relative, lambda: self.fs.open(path, "rb"))
-
-    def _write_once(self, path: str, data: pa.Buffer) -> None:
         if self.local:
-            _write_local(path, data)
-        else:
-            self.fs.pipe_file(path, data.to_pybytes())
+            return path
 
-    def _move_once(self, path: str, new: str) -> None:
-        self.fs.makedirs(new.rsplit("/", 1)[0], exist_ok=True)
-        self.fs.mv(path, new)
+        def read(start: int, stop: int) -> bytes:
+            limit = self._limit(stop - start)
+            return self._call("read", relative, lambda: bytes(self.fs.cat_file(path, start, stop, **limit)))
+
+        return remote.RangeFile(self._call("read", relative, lambda: self._size_once(path)), read)
+
+    def _make_once(self) -> None:
+        if self.local:
+            os.makedirs(self.root, exist_ok=True)
+            return
+        try:
+            self._ls(self._top())
+        except FileNotFoundError:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # adlfs warns where a token may not look at the container itself
+                self.fs.mkdir(self._top(), **self._limit())
+
+    def _write_once(self, relative: str, data: pa.Buffer) -> None:
+        if self.local:
+            _write_local(self.root, relative, data)
+        else:
+            self.fs.pipe_file(self.path(relative), data.to_pybytes(), **self._limit(data.size))
+
+    def _move_once(self, relative: str, new: str) -> None:
+        if self.local:
+            _make_folders(self.root, os.path.dirname(new))
+            os.replace(self.path(relative), self.path(new))
+            return
+        path = self.path(relative)
+        try:
+            data = self.fs.cat_file(path, **self._limit(self._size_once(path)))
+        except FileNotFoundError:  # an attempt whose answer was lost has moved it
+            return
+        self.fs.pipe_file(self.path(new), data, **self._limit(len(data)))
+        self._remove_once(path)
+
+    def _size_once(self, path: str) -> int:
+        self.fs.invalidate_cache()
+        size = self.fs.info(path, **self._limit())["size"]
+        if size is None:  # what others lie below
+            raise FileNotFoundError(path)
+        return int(size)
 
     def _remove_once(self, path: str) -> None:
         try:
-            self.fs.rm_file(path)
+            self.fs.rm_file(path, **self._limit())
         except FileNotFoundError:
             return
 
     def _names_once(self, path: str) -> list[str]:
-        self.fs.invalidate_cache()  # listings are cached; another process may have written since
         try:
-            return sorted(PurePosixPath(entry).name for entry in self.fs.ls(path, detail=False))
+            return sorted(PurePosixPath(entry).name for entry in self._ls(path))
         except FileNotFoundError:
+            self._ls(self._top())
             return []
 
     def _find_once(self, path: str) -> list[str]:
         self.fs.invalidate_cache()
-        return list(self.fs.find(path))
+        return list(self.fs.find(path, **self._limit()))
 
-    def _tried(self, verb: str, relative: str, do: Callable[[], T]) -> T:
-        pause = FIRST_PAUSE_SECONDS
-        for left in reversed(range(self.tries)):
+    def _ls(self, path: str) -> list[str]:
+        self.fs.invalidate_cache()  # listings are cached; another process may have written since
+        return list(self.fs.ls(path, detail=False, **self._limit()))
+
+    def _top(self) -> str:
+        """What must be there before anything can: the folder, or the container of an object store."""
+        return str(self.root).split("/")[0] if self._limited else str(self.root)
+
+    def _limit(self, size: int = 0) -> dict[str, float]:
+        """The argument that ends a request of ``size`` bytes in time, where the file system takes one."""
+        return {"timeout": self._attempt_seconds + size / _BYTES_A_SECOND} if self._limited else {}
+
+    def _call(self, verb: str, relative: str, do: Callable[[], T], *, denied_passes: bool = True) -> T:
+        def attempt() -> T:
             try:
                 return do()
             except Exception as error:
-                if not left:
-                    raise LakeError(f"lake {self.url}: cannot {verb} {relative}: {_line(error)}") from error
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause *= 2
-        raise AssertionError("tries is at least 1")
+                if verb == "read" and isinstance(error, FileNotFoundError):
+                    raise
+                passes = remote.may_pass(error) and (denied_passes or not remote.denied(error))
+                kind = LakeAwayError if passes else LakeError
+                raise kind(f"lake {self.url}: cannot {verb} {relative}: {self._line(error)}") from error
+
+        return self._patience.call(attempt, lambda error: isinstance(error, LakeAwayError))
+
+    def _line(self, error: Exception) -> str:
+        """An error of a library on one line."""
+        return remote.without_secrets(f"{type(error).__name__}: {error}", self._options)
 
 
-def _write_local(path: str, data: pa.Buffer) -> None:
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
+def _write_local(root: str, relative: str, data: pa.Buffer) -> None:
+    folder, name = os.path.split(os.path.join(root, relative))
     temporary = os.path.join(folder, f".{name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _make_folders(root, os.path.dirname(relative))
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, os.path.join(folder, name))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)  # on a full disk it would hold the last of the room
+        raise
     # The rename itself is durable once the folder is: the epoch that follows relies on it.
+    _flush_folder(folder)
+
+
+def _make_folders(root: str, relative: str) -> None:
+    """Make the folders below the root, which is there, each durable in the one above."""
+    above = root
+    for part in PurePosixPath(relative).parts:
+        folder = os.path.join(above, part)
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            pass
+        else:
+            _flush_folder(above)
+        above = folder
+
+
+def _flush_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _line(error: Exception) -> str:
-    """An error of a library on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,13 +1,17 @@
+import errno
+import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import pyarrow as pa
@@ -18,19 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_flow import telemetry
 
-from voltmill.connectors import store as store_module
+from voltmill.connectors import outage
+from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeError, LakePartition, LakeSettings, LakeSink
 from voltmill.connectors.lake_source import LakeReader, LakeSource
+from voltmill.connectors.outage import Patience
 from voltmill.connectors.parquet import encode
+from voltmill.connectors.store import LakeAwayError
 from voltmill.kernels.schema import LABEL, PREDICTION, TELEMETRY
 
 STORE = "20261122T103000Z-3fa2"
 _numbers = count()
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "FIRST_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -45,9 +47,23 @@ def _remote() -> Iterator[str]:
     fsspec.filesystem("memory").rm(url.removeprefix("memory:/"), recursive=True)
 
 
-def sink(url: str, now: Callable[[], float] = time.time, store: str = STORE, **options: Any) -> LakeSink:
+def sink(
+    url: str,
+    now: Callable[[], float] = time.time,
+    store: str = STORE,
+    patience: Patience | None = None,
+    existing: bool = False,
+    **options: Any,
+) -> LakeSink:
     return LakeSink(
-        LakeSettings(url=url, **options), table="telemetry", schema=TELEMETRY, shards=["01", "00"], store=store, now=now
+        LakeSettings(url=url, **options),
+        table="telemetry",
+        schema=TELEMETRY,
+        shards=["01", "00"],
+        store=store,
+        patience=patience,
+        existing=existing,
+        now=now,
     )
 
 
@@ -278,33 +294,86 @@ def test_written_batches_are_reported_once_they_are_there(tmp_path: Path) -> Non
     assert seen == [(4, 1), (7, 1)]
 
 
-def test_an_error_that_passes_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, failures = store_module._write_local, [OSError("busy"), OSError("busy")]
+def test_an_error_that_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, failures = os.fsync, [OSError(errno.ENOSPC, "full"), OSError(errno.EROFS, "read only")]
 
-    def flaky(path: str, data: pa.Buffer) -> None:
+    def flaky(descriptor: int) -> None:
         if failures:
             raise failures.pop()
-        write(path, data)
+        flush(descriptor)
 
-    monkeypatch.setattr(store_module, "_write_local", flaky)
-    part = sink(str(tmp_path), tries=3).build_part("out", "00", None)
+    waits: list[bool] = []
+    part = sink(str(tmp_path), patience=Patience("the lake", on_waiting=waits.append)).build_part("out", "00", None)
     part.write_batch([telemetry(0, 4)])
+    monkeypatch.setattr("os.fsync", flaky)
     part.close()
+    assert not failures and waits == [True, False]
     assert offsets(str(tmp_path)) == [0, 1, 2, 3]
 
 
-def test_an_error_that_stays_is_raised_and_no_half_file_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = sink(str(tmp_path), tries=2).build_part("out", "00", None)
+def test_an_error_that_stays_is_raised_and_no_half_file_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = sink(str(tmp_path), patience=Patience("the lake", seconds=0.2)).build_part("out", "00", None)
     part.write_batch([telemetry(0, 4)])
 
     def broken(*_: Any) -> None:
-        raise OSError("disk\nfull")
+        raise OSError(errno.ENOSPC, "disk\nfull")
 
     monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(LakeError, match=rf"cannot write telemetry/date=.*{STORE}-0000000000.parquet: OSError: disk"):
+    with pytest.raises(
+        LakeAwayError, match=rf"cannot write telemetry/date=.*{STORE}-0000000000.parquet: OSError: .*k full"
+    ):
         part.close()
-    with pytest.raises(LakeError, match="no Parquet file"):
-        read(str(tmp_path))
+    assert files(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), OSError(errno.ENAMETOOLONG, "too long")])
+def test_what_does_not_pass_is_raised_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    part = sink(str(tmp_path), patience=Patience("the lake")).build_part("out", "00", None)
+    part.write_batch([telemetry(0, 4)])
+    monkeypatch.setattr("os.replace", Mock(side_effect=error))
+    with pytest.raises(LakeError, match="cannot write"):
+        part.close()
+
+
+def test_a_drain_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drain, calls = Drain(), count()
+    part = sink(str(tmp_path), patience=Patience("the lake", drain=drain)).build_part("out", "00", None)
+    part.write_batch([telemetry(0, 4)])
+
+    def full(*_: Any) -> None:
+        if next(calls) == 2:
+            drain.request()
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr(outage, "DRAIN_SECONDS", 0.2)
+    with pytest.raises(LakeAwayError, match="full"):
+        part.close()
+
+
+def test_a_lake_that_was_taken_away_is_waited_for_and_not_begun_anew(tmp_path: Path) -> None:
+    lake, away = tmp_path / "lake", tmp_path / "away"
+    part = sink(str(lake)).build_part("out", "00", None)
+    part.write_batch([telemetry(0, 4)])
+    state = part.snapshot()
+    part.close()
+    lake.rename(away)
+    with pytest.raises(LakeAwayError, match="cannot list telemetry: FileNotFoundError"):
+        sink(str(lake), patience=Patience("the lake", seconds=0.2), existing=True).build_part("out", "00", state)
+    back = threading.Timer(0.3, away.rename, [lake])
+    back.start()
+    part = sink(str(lake), patience=Patience("the lake", seconds=20), existing=True).build_part("out", "00", state)
+    part.write_batch([telemetry(4, 4)])
+    lake.rename(away)
+    back = threading.Timer(0.3, away.rename, [lake])
+    back.start()
+    part.close()
+    back.join()
+    assert offsets(str(lake)) == list(range(8))
 
 
 @pytest.mark.parametrize("state", [("v2", 1), "v1", ("v1", 1, "2026-11-22"), 7])
