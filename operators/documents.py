@@ -1,23 +1,24 @@
 """From the bytes of a message to its JSON documents: one object, an array of them, or lines (NDJSON).
 
-Gives each document with its own exact bytes, or why those bytes are none. What one broken document
-breaks for a parser of whole messages is mended by parsing its neighbours one by one.
+Gives each document with its own exact bytes, or why those bytes are none. A message is parsed as a whole
+first, which is fastest; where that fails it is cut into texts, so that a broken one costs no neighbour.
 """
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import msgspec
 
-from voltmill.operators.sample import Refused, refusal
+from voltmill.operators.framing import split
+from voltmill.operators.refusal import Refused, refusal
 
 #: A JSON value, or why there is none, and a function that gives its bytes.
 Document = tuple[Any, Callable[[], bytes]]
 
 decode_json: Final[Callable[[bytes | str], Any]] = msgspec.json.Decoder().decode
 _decode_elements: Final[Callable[[bytes], list[msgspec.Raw]]] = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 def documents(payload: bytes) -> Iterator[Document]:
@@ -34,8 +35,12 @@ def documents(payload: bytes) -> Iterator[Document]:
     """
     try:
         value = decode_json(payload)
-    except Exception as error:
-        yield from _salvage(payload, error)
+    except Exception:
+        texts = split(payload)
+        values = [_value(text) for text in texts]
+        if len(texts) == 1 and isinstance(values[0], Refused):
+            raise values[0] from None  # the payload as a whole, with all of its bytes
+        yield from zip(values, (partial(bytes, text) for text in texts), strict=True)
         return
     if type(value) is not list:
         yield value, lambda: payload
@@ -66,43 +71,6 @@ def _require_objects(values: list[Any]) -> None:
         raise Refused("empty", "an array without elements")
     if not any(type(value) is dict for value in values):
         raise Refused("wrong_type", "an array without an object in it")
-
-
-def _salvage(payload: bytes, error: Exception) -> Iterator[Document]:
-    """The documents of a payload that is no single JSON value."""
-    if payload.startswith(_BYTE_ORDER_MARK):
-        yield from documents(payload[len(_BYTE_ORDER_MARK) :])
-        return
-    texts = [line for line in payload.split(b"\n") if not line.isspace() and line]
-    values = [_value(line) for line in texts] if len(texts) > 1 else []
-    if not any(type(value) in (dict, list) for value in values):
-        texts = _elements(payload)
-        values = [_value(text) for text in texts]
-    if not any(type(value) in (dict, list) for value in values):
-        value = _value(payload)
-        if isinstance(value, Refused):
-            raise value
-        texts, values = [payload], [value]
-    for value, text in zip(values, texts, strict=True):
-        if type(value) is list:
-            yield from _line_of_many(text)
-        else:
-            yield value, lambda text=text: text  # type: ignore[misc]
-
-
-def _line_of_many(text: bytes) -> list[Document]:
-    try:
-        return list(documents(text))
-    except Refused as refused:
-        return [(refused, lambda: text)]
-
-
-def _elements(payload: bytes) -> list[bytes]:
-    """The elements of an array whose structure is sound, whatever is in them."""
-    try:
-        return [bytes(text) for text in _decode_elements(payload)]
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return []
 
 
 def _value(text: bytes) -> Any:

@@ -37,13 +37,34 @@ def split(payload: bytes) -> list[bytes]:
     if not text:
         raise Refused("empty", "the payload is empty")
     if text.startswith(b"["):
-        return _elements(text)
+        try:
+            return _elements(text)
+        except Refused:
+            if lines := _lines(text):
+                return lines
+            raise
     if b"\n" not in text or _is_json(text):
         return [text]
-    lines = [line.strip(_SPACE) for line in text.split(b"\n")]
-    lines = [line for line in lines if line]
-    # A broken object over many lines is no NDJSON; one broken line among whole objects is.
-    return lines if any(line.startswith(b"{") and line.endswith(b"}") for line in lines) else [text]
+    return _lines(text) or [text]
+
+
+def _lines(text: bytes) -> list[bytes]:
+    """The texts of NDJSON, in which a line may hold an array of them; none if it is something else.
+
+    A broken object over many lines is no NDJSON; one broken line among whole objects is.
+    """
+    lines = [line for line in (line.strip(_SPACE) for line in text.split(b"\n")) if line]
+    whole = (line[:1] + line[-1:] == b"{}" or (line.startswith(b"[") and _is_json(line)) for line in lines)
+    return [element for line in lines for element in _elements_of_line(line)] if len(lines) > 1 and any(whole) else []
+
+
+def _elements_of_line(line: bytes) -> list[bytes]:
+    if not line.startswith(b"["):
+        return [line]
+    try:
+        return _elements(line)
+    except Refused:
+        return [line]
 
 
 def _is_json(text: bytes) -> bool:
