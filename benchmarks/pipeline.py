@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ import pyarrow as pa
 from bytewax.testing import TestingSource
 from messages import batches
 
+from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSettings
-from voltmill.connectors.sql import SqlSettings, SqlSink
+from voltmill.connectors.sql import SqlSettings
 from voltmill.flows import graph, running
 from voltmill.flows.config import Config, RunSettings
-from voltmill.flows.live import lake_sinks
+from voltmill.flows.live import lake_sinks, sql_table
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.recovery import open_store
 from voltmill.flows.replay import replay
@@ -56,9 +58,9 @@ def run_graph(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
     """The flow; seconds by stage beside its time."""
     metrics = Metrics()
     sinks = lake_sinks(settings, open_store(settings.run).name, metrics)
-    database = SqlSink(settings.sql, observe=metrics.observe("sql"), on_written=metrics.on_stored)
-    sinks = graph.Sinks(sinks.telemetry, [*sinks.predictions, database], sinks.dead_letters)
-    flow = graph.build(TestingSource(raw), sinks, settings, metrics=metrics)
+    database = sql_table(settings, Drain(), metrics)
+    database.prepare()
+    flow = graph.build(TestingSource(raw), replace(sinks, databases=[database]), settings, metrics=metrics)
     seconds = timed(lambda: running.run(flow, settings.run))
     stages = {
         sample.labels["stage"]: sample.value
@@ -80,7 +82,9 @@ def run_fused(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
     sinks = lake_sinks(settings, "fused", Metrics())
     archive = [sinks.telemetry[0].build_part("t", name, None) for name in names]  # type: ignore[attr-defined]
     predicted = [sinks.predictions[0].build_part("p", name, None) for name in names]  # type: ignore[attr-defined]
-    database = SqlSink(settings.sql).build_part("sql", "sql", None)
+    table = sql_table(settings, Drain(), Metrics())
+    table.prepare()
+    database = table.writer()
 
     def loop() -> None:
         for batch in raw:
@@ -94,7 +98,7 @@ def run_fused(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
                 assert failure is None
                 predicted[k].write_batch([predictions])
                 found.append(predictions)
-            database.write_batch(found)
+            assert not database.write(found)
         for part in (*archive, *predicted, database):
             part.close()
 

@@ -8,7 +8,7 @@ source -> decode -> shard -> quality -+-> features -> estimate -> predictions
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import bytewax.operators as op
 import pyarrow as pa
@@ -34,6 +34,13 @@ from voltmill.operators.shard import shard, shard_names
 Keyed = KeyedStream[pa.RecordBatch]
 
 
+class Upserts(Protocol):
+    """A database that takes rows by key."""
+
+    def upsert(self, step_id: str, up: Keyed) -> Stream[pa.RecordBatch]:
+        """Store the batches; gives ``DEAD_LETTER`` rows for what it does not take."""
+
+
 @dataclass(frozen=True)
 class Sinks:
     """Where the streams end; a stream without a sink goes nowhere."""
@@ -44,6 +51,8 @@ class Sinks:
     """``PREDICTION``, keyed by shard."""
     dead_letters: Sequence[Sink[Any]] = ()
     """``DEAD_LETTER``, keyed by shard."""
+    databases: Sequence[Upserts] = ()
+    """What predictions are upserted into; the rows it refuses join the dead letters."""
 
 
 def build(
@@ -108,8 +117,12 @@ def build(
         )
         predictions.append(_since(f"since-{name}", found.predictions, since))
         letters.append(found.failures)
+    predictions = _tap("estimated", predictions, metrics.on_predictions)
+    for k, database in enumerate(sinks.databases if predictions else ()):
+        refused = database.upsert(f"sql-{k}", op.merge(f"sql-{k}-all", *predictions))
+        letters.append(_keyed_letters(f"dead-sql-{k}", refused, config.run.shards))
     _end("telemetry", [judged], sinks.telemetry)
-    _end("predictions", _tap("estimated", predictions, metrics.on_predictions), sinks.predictions)
+    _end("predictions", predictions, sinks.predictions)
     _end("dead_letters", _tap("refused", letters, metrics.on_dead_letters), sinks.dead_letters)
     return flow
 

@@ -7,6 +7,7 @@ SIGTERM drains just the same.
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,8 @@ from bytewax.dataflow import Dataflow
 from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSink
 from voltmill.connectors.mqtt import MqttSource
-from voltmill.connectors.sql import SqlSink
+from voltmill.connectors.outage import Patience
+from voltmill.connectors.sql import SqlTable
 from voltmill.flows import graph
 from voltmill.flows.config import Config, ConfigError, load
 from voltmill.flows.metrics import Metrics
@@ -38,6 +40,21 @@ def lake_sinks(config: Config, store: str, metrics: Metrics) -> graph.Sinks:
         telemetry=[table("telemetry", TELEMETRY)],
         predictions=[table("predictions", PREDICTION)],
         dead_letters=[table("dead_letters", DEAD_LETTER)],
+    )
+
+
+def sql_table(
+    config: Config, drain: Drain, metrics: Metrics, on_stored: Callable[[pa.RecordBatch], None] | None = None
+) -> SqlTable:
+    """The table of predictions; while its database is away the flow waits, at most ``outage_seconds``."""
+    patience = Patience(
+        f"the database {config.sql.place}",
+        seconds=config.sql.outage_seconds,
+        drain=drain,
+        on_waiting=metrics.waiting("sql"),
+    )
+    return SqlTable(
+        config.sql, patience=patience, observe=metrics.observe("sql"), on_written=on_stored or metrics.on_stored
     )
 
 
@@ -64,10 +81,10 @@ def build(
     except ValueError as e:
         raise ConfigError(str(e)) from e
     sinks = lake_sinks(config, open_store(config.run).name, metrics)
-    database = SqlSink(config.sql, observe=metrics.observe("sql"), on_written=on_stored or metrics.on_stored)
+    database = sql_table(config, drain, metrics, on_stored)
     database.prepare()
     source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"))
-    sinks = graph.Sinks(sinks.telemetry, [*sinks.predictions, database], sinks.dead_letters)
+    sinks = replace(sinks, databases=[database])
     return graph.build(source, sinks, config, metrics=metrics)
 
 

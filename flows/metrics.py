@@ -72,6 +72,12 @@ class Metrics:
         self.lag = Gauge("voltmill_watermark_lag_seconds", "now less the newest event time", registry=r)
         self.lag.set_function(lambda: time.time() - self._newest)  # it grows while nothing comes
         self.stored = Gauge("voltmill_last_stored_timestamp_seconds", "when a prediction was last stored", registry=r)
+        self.waits = Gauge(
+            "voltmill_waiting",
+            "1 while this system is away and waited for; nothing is read then",
+            ["system"],
+            registry=r,
+        )
         self._newest = np.nan
 
     def serve(self, host: str, port: int) -> None:
@@ -85,6 +91,11 @@ class Metrics:
         """What an operator calls with the seconds of each batch."""
         observe: Callable[[float], None] = self.stage.labels(stage).observe
         return observe
+
+    def waiting(self, system: str) -> Callable[[bool], None]:
+        """What is called with True when a wait for a system begins, with False when it is over."""
+        gauge = self.waits.labels(system)
+        return lambda waiting: gauge.set(float(waiting))
 
     def on_raw(self, batch: pa.RecordBatch) -> None:
         """Count what came from a source."""

@@ -7,13 +7,15 @@ from typing import Any
 
 import bytewax.operators as op
 import pyarrow as pa
+from bytewax.connectors.stdio import StdOutSink
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import run_main
 
 from voltmill.connectors.lake import LakeSettings, LakeSink
-from voltmill.connectors.sql import SqlSettings, SqlSink
+from voltmill.connectors.outage import Patience
+from voltmill.connectors.sql import SqlSettings, SqlTable
 from voltmill.kernels.schema import PREDICTION, TELEMETRY
 
 SHARDS = ("00", "01", "02")
@@ -102,7 +104,10 @@ def main(folder: Path, rows: int) -> None:
     op.output(
         "lake", samples, LakeSink(settings, table="telemetry", schema=TELEMETRY, shards=SHARDS, store="20261122T1-a")
     )
-    op.output("sql", values, SqlSink(SqlSettings(url=f"sqlite:///{folder / 'voltmill.db'}")))
+    table = SqlTable(SqlSettings(url=f"sqlite:///{folder / 'voltmill.db'}"), patience=Patience("the database"))
+    table.prepare()
+    letters = table.upsert("sql", values)
+    op.output("refused", letters, StdOutSink())
     run_main(flow, epoch_interval=timedelta(milliseconds=30), recovery_config=RecoveryConfig(str(recovery)))
 
 

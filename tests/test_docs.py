@@ -15,7 +15,8 @@ import duckdb
 import pytest
 
 from voltmill.connectors.lake import LakeSettings, LakeSink
-from voltmill.connectors.sql import SqlSettings, SqlSink
+from voltmill.connectors.outage import Patience
+from voltmill.connectors.sql import SqlSettings, SqlTable
 from voltmill.flows.config import load, parse
 from voltmill.flows.simulate import FaultSettings, SimulateSettings, telemetry
 from voltmill.flows.warm_up import raw_batch
@@ -167,13 +168,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: LakeSink(lake, table=name, schema=schema, shards=["00"], store="s").build_part("sink", "00", None)
         for name, schema in {"telemetry": TELEMETRY, "dead_letters": DEAD_LETTER}.items()
     }
-    database = SqlSink(SqlSettings(url=f"sqlite:///{folder}/voltmill-data/voltmill.db")).build_part("sql", "sql", None)
+    where = SqlSettings(url=f"sqlite:///{folder}/voltmill-data/voltmill.db")
+    table = SqlTable(where, patience=Patience("the database"))
+    table.prepare()
+    database = table.writer()
     for batch in telemetry(settings):
         judged = judge.apply(batch)
         tables["telemetry"].write_batch([judged])
         rows = extract.apply(judged)
         if rows.num_rows:
-            database.write_batch([estimate.apply(rows)[0]])
+            database.write([estimate.apply(rows)[0]])
     tables["dead_letters"].write_batch([Decoder(DecodeSettings())(raw_batch([b"what?"]))[1]])
     for part in (*tables.values(), database):
         part.close()

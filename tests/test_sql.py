@@ -1,68 +1,69 @@
-import random
-import signal
-import sqlite3
-import subprocess
-import sys
-import threading
-import time
+"""What holds for a table in any database, shown on real ones."""
+
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import bytewax.operators as op
+import msgspec
 import pyarrow as pa
 import pytest
 import stored_flow
-from hypothesis import given, settings
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource
+from conftest import RunFlow
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sql_tables import at, by_key, query, table, writer
 from stored_flow import predictions
 
-from voltmill.connectors import sql as sql_module
-from voltmill.connectors.sql import SqlError, SqlPartition, SqlSettings, SqlSink, read_rows
-from voltmill.kernels.schema import ALERT, PREDICTION, PREDICTION_KEY, TELEMETRY
+from voltmill.connectors.sql import SqlError, SqlSettings, SqlTable, read_rows
+from voltmill.kernels.schema import ALERT, DEAD_LETTER, PREDICTION, PREDICTION_KEY, TELEMETRY
 
 
-def at(folder: Path, **options: Any) -> SqlSettings:
-    return SqlSettings(url=f"sqlite:///{folder}/v.db", **options)
+@pytest.fixture(params=["sqlite"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> SqlSettings:
+    """An empty database of each kind."""
+    return at(tmp_path)
 
 
-def part(where: SqlSettings, **options: Any) -> SqlPartition:
-    return SqlSink(where, **options).build_part("out", "sql", None)
+def execute(where: SqlSettings, text: str) -> None:
+    query(where, text)
 
 
-def query(where: SqlSettings, text: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(where.path)
-    try:
-        return connection.execute(text).fetchall()
-    finally:
-        connection.close()
+def rows_of(where: SqlSettings) -> str:
+    """The table of rows, for constraints and triggers."""
+    return f"{where.table}_rows"
 
 
-def by_key(table: pa.Table) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return sorted(rows, key=lambda row: tuple(row[name] for name in PREDICTION_KEY))
-
-
-def test_what_goes_in_comes_out(tmp_path: Path) -> None:
-    out = part(at(tmp_path))
-    out.write_batch([predictions(0, 40), predictions(40, 3, unit="x", mode="fallback"), predictions(0, 0)])
+def test_what_goes_in_comes_out(where: SqlSettings) -> None:
+    out = writer(where)
+    sent = [predictions(0, 40), predictions(40, 3, unit="x", mode="fallback"), predictions(0, 0)]
+    assert out.write(sent) == []
     out.close()
-    found = read_rows(at(tmp_path))
+    found = read_rows(where)
     assert found.schema.equals(PREDICTION)
-    wanted = pa.Table.from_batches([predictions(0, 40), predictions(40, 3, unit="x", mode="fallback")])
-    assert found.to_pylist() == by_key(wanted)
+    assert found.to_pylist() == by_key(*sent)
 
 
-def test_the_same_batch_twice_is_there_once(tmp_path: Path) -> None:
-    out = part(at(tmp_path))
-    out.write_batch([predictions(0, 50), predictions(20, 50)])
-    out.write_batch([predictions(0, 50)])
-    assert query(at(tmp_path), "SELECT count(*), count(DISTINCT source_offset) FROM predictions") == [(70, 70)]
+def test_the_same_batch_twice_is_there_once(where: SqlSettings) -> None:
+    out = writer(where)
+    out.write([predictions(0, 50), predictions(20, 50)])
+    out.write([predictions(0, 50)])
+    assert read_rows(where).to_pylist() == by_key(predictions(0, 70))
 
 
-def test_the_key_is_what_it_says_and_no_more(tmp_path: Path) -> None:
+def test_of_rows_with_one_key_the_last_stays(where: SqlSettings) -> None:
+    out = writer(where)
+    twice = pa.Table.from_batches([predictions(n, 1, value=v) for v in (1.0, 2.0) for n in range(3)])
+    out.write([twice.combine_chunks().to_batches()[0], predictions(0, 1, value=3.0), predictions(0, 1, value=4.0)])
+    assert sorted(read_rows(where)["value"].to_pylist()) == [2.0, 2.0, 4.0]
+
+
+def test_the_key_is_what_it_says_and_no_more(where: SqlSettings) -> None:
     """Another mode or unit overwrites; another target, model, time or device is another row."""
-    out = part(at(tmp_path))
+    out = writer(where)
     changes: list[dict[str, Any]] = [
         {"mode": "replay", "unit": "ppm", "value": 9.0},
         {"target": "soh"},
@@ -70,162 +71,202 @@ def test_the_key_is_what_it_says_and_no_more(tmp_path: Path) -> None:
         {"device_id": "other"},
         {"event_time": datetime(2026, 1, 1, tzinfo=UTC)},
     ]
-    out.write_batch([predictions(3, 1)] + [predictions(3, 1, **change) for change in changes])
-    found = read_rows(at(tmp_path)).to_pylist()
+    out.write([predictions(3, 1)] + [predictions(3, 1, **change) for change in changes])
+    found = read_rows(where).to_pylist()
     assert len(found) == 5
     assert [row["mode"] for row in found if row["value"] == 9.0] == ["replay"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.fixed_dictionaries(
             {
-                "device_id": st.text(st.characters(codec="utf-8"), max_size=4),
-                "target": st.sampled_from(["soc", "soh", "it's; DROP TABLE x"]),
+                "device_id": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4),
+                "event_time": st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)),  # noqa: DTZ001
+                "target": st.sampled_from(["soc", "soh", "it's; DROP TABLE x", '"\\{}[]']),
                 "value": st.none() | st.floats(width=32, allow_nan=False),
-                "source": st.sampled_from(["a", "b", ""]),
+                "lo90": st.none() | st.floats(width=32, allow_nan=False),
+                "source": st.sampled_from(["a", "b", "", "\U0001f50b"]),
+                "quality_bits": st.integers(0, 2**32 - 1),
+                "source_offset": st.integers(-(2**63), 2**63 - 1),
             }
         ),
         max_size=12,
     )
 )
-def test_any_text_and_number(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
-    where = at(tmp_path_factory.mktemp("sql"))
+def test_any_text_number_and_time(where: SqlSettings, rows: list[dict[str, Any]]) -> None:
     full = predictions(0, 1).to_pylist()[0]
     batch = pa.RecordBatch.from_pylist([full | row for row in rows], schema=PREDICTION)
-    out = part(where)
-    out.write_batch([batch])
+    out = writer(where)
+    execute(where, f"DELETE FROM {rows_of(where)}")
+    assert out.write([batch]) == []
     last = {tuple(row[name] for name in PREDICTION_KEY): row for row in batch.to_pylist()}
     found = {tuple(row[name] for name in PREDICTION_KEY): row for row in read_rows(where).to_pylist()}
     assert found == last
     out.close()
 
 
-def test_nan_and_null_are_null(tmp_path: Path) -> None:
-    out = part(at(tmp_path))
-    out.write_batch([predictions(0, 1, value=float("nan"), lo90=None)])
-    assert query(at(tmp_path), "SELECT value, lo90 FROM predictions") == [(None, None)]
+def test_nan_and_null_are_null(where: SqlSettings) -> None:
+    out = writer(where)
+    infinite = {"lo90": -math.inf, "hi90": math.inf}
+    out.write([predictions(0, 1, value=math.nan, lo90=None), predictions(1, 1, value=None, **infinite)])
+    found = read_rows(where).select(["value", "lo90", "hi90"]).to_pylist()
+    assert found == [{"value": None, "lo90": None, "hi90": None}, {"value": None} | infinite]
 
 
-def test_the_views_name_each_column_and_tell_the_time(tmp_path: Path) -> None:
-    out = part(at(tmp_path))
-    out.write_batch([predictions(1, 1)])
-    connection = sqlite3.connect(at(tmp_path).path)
-    names = [name for name, *_ in connection.execute("SELECT * FROM predictions").description]
-    connection.close()
-    assert names == PREDICTION.names
-    readable = query(at(tmp_path), "SELECT event_time FROM predictions_readable")
-    assert readable == [("2026-11-22T23:59:50.010000Z",)]
-    text = "SELECT datetime(event_time / 1000000, 'unixepoch') FROM predictions"
-    assert query(at(tmp_path), text) == [("2026-11-22 23:59:50",)]
-    micros = query(at(tmp_path), "SELECT event_time FROM predictions")[0][0]
-    assert duckdb.sql(f"SELECT make_timestamp({micros})").fetchall() == [(datetime(2026, 11, 22, 23, 59, 50, 10_000),)]  # noqa: DTZ001
-
-
-def test_any_schema_will_do(tmp_path: Path) -> None:
+def test_any_schema_will_do(where: SqlSettings) -> None:
     """An alert is opened, and written again when it closes; its times may be null."""
-    where = at(tmp_path, table="alerts")
+    where = msgspec.structs.replace(where, table="alerts")
     alert = {"alert_id": "x", "device_id": "m", "code": "OVER_TEMP_ALARM", "severity": "alarm", "quality_bits": 0}
     alert |= {"opened_at": stored_flow.START, "closed_at": None, "value": 61.5, "limit": 60.0}
-    out = part(where, schema=ALERT, key=["alert_id"])
+    out = writer(where, schema=ALERT, key=["alert_id"])
     for closed in (None, stored_flow.START):
-        out.write_batch([pa.RecordBatch.from_pylist([alert | {"closed_at": closed}], schema=ALERT)])
+        out.write([pa.RecordBatch.from_pylist([alert | {"closed_at": closed}], schema=ALERT)])
         assert read_rows(where, schema=ALERT, key=["alert_id"]).to_pylist() == [alert | {"closed_at": closed}]
     with pytest.raises(ValueError, match="column seq: uint64 has no SQL type"):
-        SqlSink(where, schema=TELEMETRY, key=["device_id"])
+        table(where, schema=TELEMETRY, key=["device_id"])
     with pytest.raises(ValueError, match="no column nought for its key"):
-        SqlSink(where, key=["nought"])
+        table(where, key=["nought"])
 
 
-def test_kill_9_leaves_each_prediction_once(tmp_path: Path) -> None:
-    rows, kills = 2_400, 0
-    command = [sys.executable, stored_flow.__file__, str(tmp_path), str(rows)]
-    where = SqlSettings(url=f"sqlite:///{tmp_path}/voltmill.db")
-    choose = random.Random(7)
-
-    def stored() -> int:
-        try:
-            return int(query(where, "SELECT count(*) FROM predictions_rows")[0][0])
-        except sqlite3.OperationalError:
-            return 0
-
-    for wanted in (100, 700, 1500):
-        child = subprocess.Popen(command, stderr=subprocess.PIPE)
-        more = wanted + choose.randrange(200)
-        while child.poll() is None and stored() < more:
-            time.sleep(0.002)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        kills += child.returncode == -signal.SIGKILL
-    subprocess.run(command, check=True)
-    assert kills >= 2
-    assert read_rows(where).to_pylist() == by_key(pa.Table.from_batches([predictions(0, rows)]))
+def test_a_table_with_other_columns_is_named(where: SqlSettings) -> None:
+    table(where, schema=ALERT, key=["alert_id"]).prepare()
+    with pytest.raises(SqlError, match="predictions: the table has other columns"):
+        table(where).prepare()
 
 
-def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql_module, "FIRST_PAUSE_SECONDS", 0.001)
-    where = at(tmp_path, busy_timeout_seconds=0, tries=3)
-    out = part(where)
-    other = sqlite3.connect(where.path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(SqlError, match=r"v.db: table predictions: database is locked"):
-        out.write_batch([predictions(0, 5)])
-    patient = part(at(tmp_path / "later", busy_timeout_seconds=0, tries=1000))
-    other.execute("ROLLBACK")
-    other.close()
-    other = sqlite3.connect(tmp_path / "later/v.db", isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    pauses = threading.Event()
-
-    def pause(seconds: float) -> None:
-        pauses.set()
-        if other.in_transaction:
-            other.execute("ROLLBACK")
-
-    monkeypatch.setattr("time.sleep", pause)
-    patient.write_batch([predictions(0, 5)])
-    assert pauses.is_set()
-    other.close()
-    assert read_rows(at(tmp_path / "later")).num_rows == 5
+@pytest.mark.parametrize("refused", [[0], [59], [7, 31, 32], list(range(20, 40)), list(range(60))])
+def test_refused_rows_do_not_stop_their_neighbours(where: SqlSettings, refused: list[int]) -> None:
+    """First, last, some in the middle, a run, all of them: in three batches of one call."""
+    out = writer(where)
+    offsets = ", ".join(map(str, refused))
+    execute(where, f"DELETE FROM {rows_of(where)}")
+    reject(where, f"NEW.source_offset IN ({offsets})")
+    found = out.write([predictions(0, 20), predictions(20, 20), predictions(40, 20)])
+    assert [one.row.column("source_offset")[0].as_py() for one in found] == refused
+    assert all("no room for it" in one.message and "\n" not in one.message for one in found)
+    good = [n for n in range(60) if n not in refused]
+    assert sorted(read_rows(where)["source_offset"].to_pylist()) == good
 
 
-def test_a_failed_transaction_leaves_nothing_and_the_next_succeeds(tmp_path: Path) -> None:
-    out = part(at(tmp_path))
-    null_key = predictions(5, 1, device_id=None)
-    with pytest.raises(SqlError, match="NOT NULL constraint failed: predictions_rows.device_id"):
-        out.write_batch([predictions(0, 5), null_key])
-    assert read_rows(at(tmp_path)).num_rows == 0
-    out.write_batch([predictions(0, 5)])
-    assert read_rows(at(tmp_path)).num_rows == 5
+def reject(where: SqlSettings, condition: str) -> None:
+    """A trigger that refuses rows."""
+    execute(
+        where,
+        f"CREATE TRIGGER reject BEFORE INSERT ON {rows_of(where)} WHEN {condition} "
+        "BEGIN SELECT RAISE(ABORT, 'no room for it'); END",
+    )
 
 
-def test_committed_rows_are_reported(tmp_path: Path) -> None:
-    seen: list[int] = []
-    out = part(at(tmp_path), on_written=lambda batch: seen.append(read_rows(at(tmp_path)).num_rows))
-    out.write_batch([predictions(0, 5), predictions(5, 5)])
-    assert seen == [10, 10]
+def test_few_transactions_find_few_refused_rows(where: SqlSettings) -> None:
+    times: list[float] = []
+    made = table(where)
+    made.prepare()
+    reject(where, "NEW.source_offset IN (11, 500)")
+    out = made.writer()
+    database = out._database
+    original = database.upsert
+
+    def counted(batches: Any) -> None:
+        times.append(sum(len(batch) for batch in batches))
+        original(batches)
+
+    database.upsert = counted  # type: ignore[method-assign]
+    assert len(out.write([predictions(0, 1024)])) == 2
+    assert len(times) <= 2 * 2 * 11
+    assert read_rows(where).num_rows == 1022
 
 
-def test_a_snapshot_empties_the_log_into_the_file(tmp_path: Path) -> None:
-    out = part(at(tmp_path))
-    out.write_batch([predictions(0, 500)])
-    small = at(tmp_path).path.stat().st_size
-    assert out.snapshot() == ("v1",)
-    assert at(tmp_path).path.stat().st_size > small
+def test_a_null_in_the_key_is_refused(where: SqlSettings) -> None:
+    (refused,) = writer(where).write([predictions(0, 5), predictions(5, 1, device_id=None)])
+    assert refused.row.column("source_offset")[0].as_py() == 5
+    assert "device_id" in refused.message
+    assert read_rows(where).num_rows == 5
 
 
-def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SqlError, match=r"v.db: no such file"):
-        read_rows(at(tmp_path))
-    with pytest.raises(SqlError, match="state"):
-        SqlSink(at(tmp_path)).build_part("out", "sql", ("v2",))
-    part(at(tmp_path), schema=ALERT, key=["alert_id"]).close()
-    with pytest.raises(SqlError, match="the table has other columns; name another"):
-        part(at(tmp_path))
-    (tmp_path / "v.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(SqlError, match=r"v.db: file is not a database"):
-        part(at(tmp_path))
-    for nonsense in ({"url": "postgres://x"}, {"url": "sqlite:///"}, {"table": "a b"}, {"tries": 0}):
-        with pytest.raises(ValueError, match=r"must be"):
-            SqlSettings(**nonsense)
+def test_committed_rows_are_reported(where: SqlSettings) -> None:
+    seen: list[tuple[int, int]] = []
+    out = writer(where, on_written=lambda batch: seen.append((len(batch), read_rows(where).num_rows)))
+    out.write([predictions(0, 5), predictions(5, 5)])
+    assert seen == [(5, 10), (5, 10)]
+    reject(where, "NEW.source_offset = 12")
+    out.write([predictions(10, 4)])
+    assert sum(rows for rows, _ in seen) == 13
+
+
+def flow_into(made: SqlTable, sent: list[Any], letters: list[pa.RecordBatch]) -> Dataflow:
+    """Keyed batches into a table; what it refuses into a list."""
+    flow = Dataflow("test")
+    batches = op.input("in", flow, TestingSource(sent, batch_size=1))
+    op.output("out", made.upsert("sql", batches), TestingSink(letters))
+    return flow
+
+
+def test_a_refused_row_becomes_a_dead_letter(where: SqlSettings, run_flow: RunFlow) -> None:
+    made = table(where)
+    made.prepare()
+    reject(where, "NEW.source_offset IN (3, 24)")
+    letters: list[pa.RecordBatch] = []
+    sent = [(f"{n:02}", predictions(20 * n, 20, value=0.1)) for n in range(2)]
+    run_flow(flow_into(made, sent, letters))
+    found = pa.Table.from_batches(letters)
+    assert found.schema.equals(DEAD_LETTER)
+    first = next(row for row in found.to_pylist() if row["source_offset"] == 3)
+    payload = msgspec.json.decode(first.pop("payload"))
+    assert payload["event_time"] == "2026-11-22T23:59:50.030000Z" and payload["device_id"] == "m-3"
+    assert math.isclose(payload["value"], 0.1, rel_tol=1e-7) and payload["hi90"] is None
+    assert list(payload) == PREDICTION.names
+    assert "no room for it" in first.pop("detail")
+    assert first == {
+        "reason": "refused_by_database",
+        "stage": "sql",
+        "topic": None,
+        "ingest_time": None,
+        "source": "test",
+        "source_partition": "part-0",
+        "source_offset": 3,
+    }
+    assert sorted(found["source_offset"].to_pylist()) == [3, 24]
+    assert read_rows(where).num_rows == 38
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_of_many_shards_are_each_there_once(where: SqlSettings, run_flow: RunFlow, workers: int) -> None:
+    made = table(where, seconds=30.0)
+    made.prepare()
+    sent = [(f"{n % 5:02}", predictions(20 * n, 25)) for n in range(30)]
+    run_flow(flow_into(made, sent, []), workers=workers)
+    assert read_rows(where).to_pylist() == by_key(predictions(0, 605))
+
+
+def test_recovery_forgets_nothing(where: SqlSettings, run_flow: RunFlow, tmp_path: Path) -> None:
+    made = table(where)
+    made.prepare()
+    reject(where, "NEW.source_offset = 30")
+    letters: list[pa.RecordBatch] = []
+    sent: list[Any] = [("00", predictions(20 * n, 20)) for n in range(6)]
+    sent.insert(3, TestingSource.ABORT())
+    for _ in range(2):
+        run_flow(flow_into(made, sent, letters), recovery=tmp_path / "state", epoch_seconds=0)
+    good = [row for row in by_key(predictions(0, 120)) if row["source_offset"] != 30]
+    assert read_rows(where).to_pylist() == good
+    assert {row["source_offset"] for batch in letters for row in batch.to_pylist()} == {30}
+
+
+def test_nonsense_is_refused_where_it_is_set() -> None:
+    postgresql = "postgresql://u:secret@h"
+    for nonsense in (
+        {"url": "postgres://x"},
+        {"url": "sqlite:///"},
+        {"url": postgresql},
+        {"url": f"{postgresql}:99999/db"},
+        {"url": f"{postgresql}:/db"},
+        {"url": f"{postgresql}/db?sslmode"},
+        {"table": "a b"},
+        {"timeout_seconds": 0.0},
+        {"outage_seconds": -1.0},
+    ):
+        with pytest.raises(ValueError, match=r"must be") as raised:
+            SqlSettings(**nonsense)  # type: ignore[arg-type]
+        assert "secret" not in str(raised.value)

@@ -1,0 +1,64 @@
+"""What a database must be able to do to take rows; each dialect is a file that does it.
+
+No dialect knows Bytewax, waits for an outage, or decides what becomes of a row: ``sql_writer.py`` does.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+import pyarrow as pa
+
+
+class SqlError(Exception):
+    """The database cannot be written or read; one line that names it and the table, without a secret."""
+
+
+class Failure(Enum):
+    """What an error of a database means for the work that it stopped."""
+
+    TRANSIENT = "transient"
+    """It passes by itself: the same work is tried again, as long as it takes."""
+    REFUSED = "refused"
+    """A row is to blame: its neighbours can be stored."""
+    FATAL = "fatal"
+    """It holds for every row until somebody mends it, so no row is to blame and none is given up."""
+
+
+class Database(Protocol):
+    """One table of one database, through one connection that is opened when it is needed."""
+
+    @property
+    def place(self) -> str:
+        """Database and table, as messages name them."""
+
+    def create(self) -> None:
+        """Make the table where it is missing, and check the one that is there: may be called again.
+
+        Raises:
+            SqlError: It is there with other columns, or the database is none.
+            Exception: One for ``classify``.
+        """
+
+    def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Store all rows in one transaction: all of them or none. Of rows with one key the last one stays.
+
+        Raises:
+            Exception: One for ``classify``.
+        """
+
+    def durable(self) -> None:
+        """Make what was stored safe from a loss of power.
+
+        Raises:
+            Exception: One for ``classify``.
+        """
+
+    def classify(self, error: Exception) -> Failure:
+        """What an error means that one of the others raised."""
+
+    def explain(self, error: Exception) -> str:
+        """What the database said, on one line."""
+
+    def close(self) -> None:
+        """Close the connection, also one that is broken; never raises. The next call opens a new one."""
