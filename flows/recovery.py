@@ -41,6 +41,11 @@ def store_name(now: datetime) -> str:
     return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
+def has_store(settings: RunSettings) -> bool:
+    """Whether a flow has a recovery store already."""
+    return (Path(settings.state) / _DESCRIPTION).exists()
+
+
 def open_store(settings: RunSettings) -> StoreInfo:
     """Find the recovery store of a flow, or make it.
 
