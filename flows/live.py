@@ -21,19 +21,29 @@ from voltmill.connectors.sql import SqlTable
 from voltmill.flows import graph
 from voltmill.flows.config import Config, ConfigError, load
 from voltmill.flows.metrics import Metrics
-from voltmill.flows.recovery import open_store
+from voltmill.flows.recovery import has_store, open_store
 from voltmill.flows.running import drain_on_signals, log_to_stderr, prepare
+from voltmill.flows.steps import check_steps
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
 from voltmill.operators.shard import shard_names
 
 
-def lake_sinks(config: Config, store: str, metrics: Metrics) -> graph.Sinks:
-    """The three tables of the lake."""
+def lake_sinks(
+    config: Config, store: str, metrics: Metrics, *, patience: Patience | None = None, existing: bool = False
+) -> graph.Sinks:
+    """The three tables of the lake; ``patience`` and ``existing`` as ``LakeSink`` takes them."""
     shards = shard_names(config.run.shards)
 
     def table(name: str, schema: Any) -> LakeSink:
         return LakeSink(
-            config.lake, table=name, schema=schema, shards=shards, store=store, observe=metrics.observe(f"lake_{name}")
+            config.lake,
+            table=name,
+            schema=schema,
+            shards=shards,
+            store=store,
+            patience=patience,
+            existing=existing,
+            observe=metrics.observe(f"lake_{name}"),
         )
 
     return graph.Sinks(
@@ -80,12 +90,17 @@ def build(
             config.mqtt.tls.context()  # else a wrong file would only show once the engine runs
     except ValueError as e:
         raise ConfigError(str(e)) from e
-    sinks = lake_sinks(config, open_store(config.run).name, metrics)
+    patience = Patience("the lake", seconds=config.lake.outage_seconds, drain=drain, on_waiting=metrics.waiting("lake"))
+    if not has_store(config.run):
+        config.lake.open(patience).make()  # from then on an absent lake is one that was taken away
+    sinks = lake_sinks(config, open_store(config.run).name, metrics, patience=patience, existing=True)
     database = sql_table(config, drain, metrics, on_stored)
     database.prepare()
     source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"))
     sinks = replace(sinks, databases=[database])
-    return graph.build(source, sinks, config, metrics=metrics)
+    flow = graph.build(source, sinks, config, metrics=metrics)
+    check_steps(config.run, flow)
+    return flow
 
 
 def __getattr__(name: str) -> Dataflow:
