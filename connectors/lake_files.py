@@ -14,7 +14,7 @@ with the same one.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -123,8 +123,12 @@ class Listing:
         self.paths = sorted([path for path, file in files if file is None] + list(self._numbered))
 
     def __contains__(self, path: str) -> bool:
-        index = bisect_right(self.paths, path)
-        return index > 0 and self.paths[index - 1] == path
+        index = self.before(path)
+        return index < len(self.paths) and self.paths[index] == path
+
+    def before(self, path: str) -> int:
+        """How many files come before a path, which need not be one of them."""
+        return bisect_left(self.paths, path)
 
     def holder(self, file: LakeFile) -> LakeFile | None:
         """The file that counts and holds all of ``file``: itself, or a merged one; None if there is none."""

@@ -4,8 +4,10 @@ Gives TELEMETRY record batches; ends with the last row. **One order, exactly: fi
 (their paths below the table's folder, by code point), rows in file order.** That is the order of
 arrival for what ``LakeSink`` wrote, and it is why the source has one Bytewax partition.
 
-The snapshot is the name of a file and a row in it, so a replay that was stopped goes on at the row.
-Hidden files (a path part beginning with ``.`` or ``_``) are no part of the data.
+The snapshot is the name of a file and a row in it, so a replay that was stopped goes on at the row,
+also when the file has been merged since (see ``lake_reader``). It also holds how far each shard is
+read: what is archived during a replay is left out, however often that is stopped. Hidden files (a
+path part beginning with ``.`` or ``_``) are no part of the data.
 """
 
 import json
@@ -20,11 +22,14 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from voltmill.connectors.conform import check_columns, conform
 from voltmill.connectors.lake import LakeSettings
-from voltmill.connectors.store import LakeError, Store
+from voltmill.connectors.lake_files import Stream
+from voltmill.connectors.lake_reader import Walk
+from voltmill.connectors.store import LakeError
 from voltmill.kernels.schema import TELEMETRY, TIME
 
-#: ("v1", name of a file, row of it that comes next); the name is empty before the first file.
-State = tuple[str, str, int]
+#: ("v2", name of a file, row of it that comes next, the last file of each stream: base, shard, store, number).
+#: The name is empty before the first file. "v1" had no last files: the streams end where they end now.
+State = tuple[str, str, int, tuple[tuple[str, str, str, int], ...]]
 
 PARTITION: Final = "lake"
 
@@ -88,104 +93,83 @@ class LakeReader(StatefulSourcePartition[pa.RecordBatch, State]):
 
     def __init__(self, source: LakeSource, state: State | None) -> None:
         self._source = source
-        self._store = source.settings.open()
-        files = [path for path in self._store.find(source.table) if path.endswith(".parquet")]
-        if not files:
-            raise LakeError(f"lake {source.settings.url}: no Parquet file in {source.table}")
-        self._file, self._row = _position(state)
-        if self._file and self._file not in files:
-            raise LakeError(f"lake {source.settings.url}: {source.table}/{self._file} was being read and is gone")
-        self._total = len(files)
-        self._rest = iter([path for path in files if path >= self._file])
-        self._done = sum(path < self._file for path in files) - 1
+        file, row, ends = _position(state)
+        self._walk = Walk(source.settings.open(), source.table, self._read, file=file, row=row, ends=ends)
+        self._ends = tuple((*stream, last) for stream, last in sorted(self._walk.ends.items()))
         self._rows = 0
-        self._batches: Iterator[tuple[int, pa.RecordBatch]] = iter(())
 
     def next_batch(self) -> list[pa.RecordBatch]:
         """The next batch; ``StopIteration`` after the last."""
         pieces, rows, opened = self._pieces()
         if not rows and not opened:
-            self._progress(self._total)
+            self._progress(self._walk.total)
             raise StopIteration
         self._rows += rows
-        self._progress(self._done)
+        self._progress(self._walk.done)
         if not rows:
             return []
         return [pieces[0] if len(pieces) == 1 else _joined(pieces)]
 
     def snapshot(self) -> State:
-        """The row that comes next."""
-        return ("v1", self._file, self._row)
+        """The row that comes next, and where the reading ends."""
+        return ("v2", self._walk.file, self._walk.row, self._ends)
 
     def _pieces(self) -> tuple[list[pa.RecordBatch], int, int]:
         """Batches for one item, their rows, and how many files were opened for them."""
         pieces: list[pa.RecordBatch] = []
         rows = opened = 0
         while 2 * rows < self._source.batch_rows and opened < _FILES_A_BATCH:
-            found = next(self._batches, None)
-            if found is None:
-                name = next(self._rest, None)
-                if name is None:
-                    break
-                self._open(name)
+            try:
+                batch = self._walk.next()
+            except StopIteration:
+                break
+            if batch is None:
                 opened += 1
-                continue
-            self._row, batch = found
-            if batch.num_rows:
+            elif batch.num_rows:
                 pieces.append(batch)
                 rows += batch.num_rows
         return pieces, rows, opened
 
-    def _open(self, name: str) -> None:
-        if name != self._file:
-            self._file, self._row = name, 0
-        self._done += 1
-        self._batches = _rows_of(self._store, self._source, name, self._row)
-
     def _progress(self, done: int) -> None:
         if self._source.on_progress is not None:
-            self._source.on_progress(done, self._total, self._rows)
+            self._source.on_progress(done, self._walk.total, self._rows)
 
-
-def _rows_of(store: Store, source: LakeSource, name: str, row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The wanted rows of a file from ``row`` on, each batch with the number of the row after it."""
-    path = f"{source.table}/{name}"
-    try:
-        opened = store.open(path)
-        with pq.ParquetFile(opened, pre_buffer=True) as file:
-            check_columns(file.schema_arrow, path)
-            columns = [column for column in source.columns if column in file.schema_arrow.names]
-            for groups, first in _runs(file.metadata, source, row):
-                reader = file.iter_batches(source.batch_rows, row_groups=groups, columns=columns, use_threads=False)
-                yield from _cut(reader, source, name, first, row)
-    except (pa.ArrowException, OSError) as error:
-        raise LakeError(f"{path}: not readable as Parquet: {' '.join(str(error).split())}") from error
+    def _read(self, file: pq.ParquetFile, name: str, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The wanted rows of a file from ``start`` to before ``stop``."""
+        source = self._source
+        check_columns(file.schema_arrow, f"{source.table}/{name}")
+        columns = [column for column in source.columns if column in file.schema_arrow.names]
+        for groups, first in _runs(file.metadata, source, start, stop):
+            reader = file.iter_batches(source.batch_rows, row_groups=groups, columns=columns, use_threads=False)
+            yield from _cut(reader, source, name, first, start, stop)
 
 
 def _cut(
-    reader: Iterator[pa.RecordBatch], source: LakeSource, name: str, first: int, row: int
+    reader: Iterator[pa.RecordBatch], source: LakeSource, name: str, first: int, start: int, stop: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     for batch in reader:
-        after = first + batch.num_rows
-        if after > row:
-            skip = max(row - first, 0)
-            yield after, _between(conform(batch.slice(skip), name, first + skip), source.start, source.stop)
-        first = after
+        after = min(first + batch.num_rows, stop)
+        skip = max(start - first, 0)
+        if skip < after - first:
+            part = batch.slice(skip, after - first - skip)
+            yield after, _between(conform(part, name, first + skip), source.start, source.stop)
+        first += batch.num_rows
 
 
-def _runs(metadata: Any, source: LakeSource, row: int) -> Iterator[tuple[list[int], int]]:
+def _runs(metadata: Any, source: LakeSource, start: int, stop: int) -> Iterator[tuple[list[int], int]]:
     """Runs of neighbouring row groups that may hold wanted rows, with the number of each run's first row."""
     run: list[int] = []
     first = begin = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        if first + group.num_rows > row and _may_hold(group, source.start, source.stop):
+        after = first + group.num_rows
+        if after > start and first < stop and _may_hold(group, source.start, source.stop):
             begin = begin if run else first
             run.append(index)
         elif run:
             yield run, begin
             run = []
-        first += group.num_rows
+        first = after
     if run:
         yield run, begin
 
@@ -236,10 +220,15 @@ def _micros(when: datetime | None) -> int | None:
     return (when - _EPOCH) // timedelta(microseconds=1)
 
 
-def _position(state: Any) -> tuple[str, int]:
+def _position(state: Any) -> tuple[str, int, dict[Stream, int] | None]:
+    """File, row and ends of a stored state."""
     if state is None:
-        return "", 0
+        return "", 0, None
     if isinstance(state, tuple) and len(state) == 3 and state[0] == "v1":
-        return state[1], state[2]
+        return state[1], state[2], None
+    if isinstance(state, tuple) and len(state) == 4 and state[0] == "v2":
+        return state[1], state[2], {Stream(base, shard, store): last for base, shard, store, last in state[3]}
     version = state[0] if isinstance(state, tuple) and state else type(state).__name__
-    raise LakeError(f"the recovery store holds lake position {version!r}, this release reads 'v1'; begin afresh")
+    raise LakeError(
+        f"the recovery store holds lake position {version!r}, this release reads 'v1' and 'v2'; begin afresh"
+    )
