@@ -14,6 +14,7 @@ import typer
 from voltmill import __version__
 from voltmill.flows.cli_common import ConfigFile, show_line
 from voltmill.flows.cli_replay import replay
+from voltmill.flows.cli_rescale import rescale
 from voltmill.flows.config import ConfigError, load
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 _run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
 app.add_typer(_run, name="run")
 app.command()(replay)
+app.command()(rescale)
 
 
 class BrokerKind(enum.Enum):

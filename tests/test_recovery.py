@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from voltmill import __version__
 from voltmill.flows.config import ConfigError, RunSettings
 from voltmill.flows.recovery import StoreInfo, open_store, store_name
 
@@ -25,10 +26,11 @@ def describe(folder: Path, **change: Any) -> None:
 
 def test_made_once_and_found_again(tmp_path: Path) -> None:
     made = open_store(settings(tmp_path / "deep", shards=3, recovery_partitions=2))
-    assert made == StoreInfo(format=1, name=made.name, shards=3, recovery_partitions=2)
+    own = {"made_by": __version__, "run_by": __version__}
+    assert made == StoreInfo(format=2, name=made.name, shards=3, recovery_partitions=2, **own)
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{4}", made.name)
     files = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "deep/state").iterdir()}
-    assert set(files) == {"store.json", "part-0.sqlite3", "part-1.sqlite3"}
+    assert set(files) == {"store.json", "lock", "part-0.sqlite3", "part-1.sqlite3"}
     assert open_store(settings(tmp_path / "deep", shards=3, recovery_partitions=2, epoch_seconds=1.0)) == made
     assert files == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "deep/state").iterdir()}
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state"]  # no scratch is left
@@ -39,24 +41,45 @@ def test_an_empty_folder_becomes_the_store(tmp_path: Path) -> None:
     assert open_store(settings(tmp_path)) == open_store(settings(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"shards": 5}, {"recovery_partitions": 2}])
-def test_made_for_other_settings_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "mend"),
+    [
+        ("shards", 5, "set it back, or name another [run] state and replay the archive"),
+        ("recovery_partitions", 2, "set it back, or run voltmill rescale"),
+    ],
+)
+def test_made_for_other_settings_is_refused(tmp_path: Path, name: str, value: int, mend: str) -> None:
     open_store(settings(tmp_path))
-    ((name, value),) = change.items()
     made = getattr(settings(tmp_path), name)
     with pytest.raises(ConfigError) as error:
-        open_store(settings(tmp_path, **change))
+        open_store(settings(tmp_path, **{name: value}))
     assert str(error.value) == (
-        f"{tmp_path}/state/store.json: made for {name} = {made}, the configuration says {value}; "
-        "set it back, or name another [run] state and replay the archive"
+        f"{tmp_path}/state/store.json: made for {name} = {made}, the configuration says {value}; {mend}"
     )
 
 
-def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
+def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
     open_store(settings(tmp_path))
-    describe(tmp_path, format=2, something="new")
-    with pytest.raises(ConfigError, match=r"store.json: format 2, this voltmill reads 1; start with an empty"):
+    describe(tmp_path, format=3, something="new", run_by="7.1.0")
+    with pytest.raises(
+        ConfigError, match=r"store.json: format 3, made by a newer voltmill \(7.1.0\), this is .* reads 2"
+    ):
         open_store(settings(tmp_path))
+
+
+def test_an_older_format_is_migrated_in_its_place(tmp_path: Path) -> None:
+    """Format 1 lacked the versions; what the snapshots hold bears versions of its own."""
+    made = open_store(settings(tmp_path))
+    old = {"format": 1, "name": made.name, "shards": 4, "recovery_partitions": 1}
+    (tmp_path / "state/store.json").write_text(json.dumps(old))
+    assert open_store(settings(tmp_path)) == StoreInfo(**old | {"format": 2, "run_by": __version__})
+    assert json.loads((tmp_path / "state/store.json").read_text())["run_by"] == __version__
+
+
+def test_it_says_which_version_ran_on_it_last(tmp_path: Path) -> None:
+    open_store(settings(tmp_path))
+    describe(tmp_path, made_by="0.0.1", run_by="0.0.2")
+    assert (now := open_store(settings(tmp_path))).made_by == "0.0.1" and now.run_by == __version__
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 1}', b'{"format": "x"}'])
