@@ -13,6 +13,7 @@ for a mount or a container that is missing for a while would be split in two.
 import contextlib
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -100,6 +101,24 @@ class Store:
         """Store a whole file, over an older one of that name; it is durable when this returns."""
         self._call("write", relative, lambda: self._write_once(relative, data))
 
+    def create(self, relative: str, data: pa.Buffer) -> bool:
+        """Store a whole file where none of that name is: of many that try at once, one does.
+
+        Returns:
+            Whether it did; False: the file that is there stays as it is. (It may be one's own: of an attempt
+            whose answer was lost.)
+        """
+        return self._call("create", relative, lambda: self._create_once(relative, data))
+
+    def read(self, relative: str) -> bytes:
+        """The whole of a small file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        path = self.path(relative)
+        return self._call("read", relative, lambda: bytes(self.fs.cat_file(path, **self._limit())))
+
     def remove(self, relative: str) -> None:
         """Remove a file; one that is not there is no error."""
         self._call("remove", relative, lambda: self._remove_once(self.path(relative)))
@@ -151,6 +170,16 @@ class Store:
             _write_local(self.root, relative, data)
         else:
             self.fs.pipe_file(self.path(relative), data.to_pybytes(), **self._limit(data.size))
+
+    def _create_once(self, relative: str, data: pa.Buffer) -> bool:
+        try:
+            if self.local:
+                _write_local(self.root, relative, data, new=True)
+            else:
+                self.fs.pipe_file(self.path(relative), data.to_pybytes(), mode="create", **self._limit(data.size))
+        except FileExistsError:
+            return False
+        return True
 
     def _move_once(self, relative: str, new: str) -> None:
         if self.local:
@@ -219,16 +248,21 @@ class Store:
         return remote.without_secrets(f"{type(error).__name__}: {error}", self._options)
 
 
-def _write_local(root: str, relative: str, data: pa.Buffer) -> None:
+def _write_local(root: str, relative: str, data: pa.Buffer, *, new: bool = False) -> None:
     folder, name = os.path.split(os.path.join(root, relative))
-    temporary = os.path.join(folder, f".{name}.tmp")
+    # Of those that try to be the first, each has a file of its own.
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp" if new else f".{name}.tmp")
     _make_folders(root, os.path.dirname(relative))
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, os.path.join(folder, name))
+        if new:
+            os.link(temporary, os.path.join(folder, name))  # unlike a rename it replaces nothing
+            os.remove(temporary)
+        else:
+            os.replace(temporary, os.path.join(folder, name))
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(temporary)  # on a full disk it would hold the last of the room
