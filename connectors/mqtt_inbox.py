@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from voltmill.kernels.mqtt_packets import CURSOR_LENGTH, END, FULL, PAYLOAD, POSITION, ROWS, TOPIC, split_publishes
 from voltmill.kernels.schema import TIME
+from voltmill.kernels.xxh64 import hash_messages
 
 _LONGEST_TOPIC = 65_535
 
@@ -32,6 +33,10 @@ class Arrivals:
     """TIME"""
     packet_ids: NDArray[np.uint16]
     """To acknowledge; 0 for QoS 0."""
+    redelivered: NDArray[np.bool_]
+    """The DUP flag: the broker has sent it before."""
+    hashes: NDArray[np.uint64]
+    """Of topic and payload, never 0."""
     connection: int
     """The connection they came over: only there may they be acknowledged."""
 
@@ -75,6 +80,7 @@ class Inbox:
         self._topic = np.empty(max(_LONGEST_TOPIC, 128 * max_rows), np.uint8)
         self._topic_offsets = np.zeros(max_rows + 1, np.int32)
         self._packet_ids = np.empty(max_rows, np.uint16)
+        self._redelivered = np.empty(max_rows, np.bool_)
         self._times = np.empty(max_rows, np.int64)
 
     @property
@@ -120,6 +126,7 @@ class Inbox:
                     self._topic,
                     self._topic_offsets,
                     self._packet_ids,
+                    self._redelivered,
                 )
                 added = int(self._cursor[ROWS]) - rows
                 if added:
@@ -162,12 +169,16 @@ class Inbox:
             return
         payload = self._payload[: self._cursor[PAYLOAD]]
         topic = self._topic[: self._cursor[TOPIC]]
+        hashes = np.empty(rows, np.uint64)
+        hash_messages(self._payload_offsets, payload, self._topic_offsets, topic, hashes)
         self._ready.append(
             Arrivals(
                 payload=_varied(pa.binary(), rows, self._payload_offsets, payload),
                 topic=_labels(rows, self._topic_offsets, topic),
                 ingest_time=pa.array(self._times[:rows].copy()).cast(TIME),
                 packet_ids=self._packet_ids[:rows].copy(),
+                redelivered=self._redelivered[:rows].copy(),
+                hashes=hashes,
                 connection=self._connection,
             )
         )

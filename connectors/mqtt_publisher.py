@@ -8,7 +8,7 @@ from typing import Any, Self
 import paho.mqtt.client as paho
 from paho.mqtt.properties import Properties
 
-from voltmill.connectors.mqtt_client import Session
+from voltmill.connectors.mqtt_session import Session
 from voltmill.connectors.mqtt_settings import MqttSettings
 
 log = logging.getLogger("voltmill.mqtt")
@@ -22,7 +22,7 @@ class _Sender(Session):
 
     def established(self, session_present: bool, properties: Properties | None) -> None:
         """Heed the broker's limit."""
-        self._refusals = 0
+        self._works()
         self._owner.limit(getattr(properties, "ReceiveMaximum", None))
 
 

@@ -76,7 +76,9 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     tls: TlsSettings | None = None
     """TLS, if the table is there."""
     keepalive_seconds: int = 30
-    """A silent connection is taken for dead after this time, s."""
+    """The broker closes a connection over which it hears nothing for one and a half times this time, s."""
+    timeout_seconds: float = 3.0
+    """A broker that does not let us in, or says nothing though asked, for this time is taken for away, s."""
     receive_maximum: int = _MOST_IN_FLIGHT
     """Messages of one partition that are not yet acknowledged, at most 65,535 (MQTT 5). They are
     acknowledged when their epoch is durable, so a partition passes at most this many per epoch."""
@@ -94,8 +96,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The same in payload bytes."""
     reconnect_min_seconds: float = 0.5
     """Wait before the first reconnect, s; doubled at each failure, with jitter."""
-    reconnect_max_seconds: float = 30.0
-    """The longest such wait, s."""
+    reconnect_max_seconds: float = 1.0
+    """The longest such wait, s: what the flow may stand still after the broker's return."""
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""
@@ -121,6 +123,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         for name in ("max_batch_rows", "max_batch_bytes", "linger_ms", "max_queue_messages", "max_queue_bytes"):
             if not 0 < getattr(self, name) < 1 << 30:
                 raise ValueError(f"mqtt.{name} is 1 to {(1 << 30) - 1}")
+        if not 0.1 <= self.timeout_seconds <= 3600:
+            raise ValueError("mqtt.timeout_seconds is 0.1 to 3600")
         if not 0 < self.reconnect_min_seconds <= self.reconnect_max_seconds:
             raise ValueError("mqtt.reconnect_min_seconds is above 0 and at most mqtt.reconnect_max_seconds")
 

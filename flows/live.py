@@ -96,7 +96,8 @@ def build(
     sinks = lake_sinks(config, open_store(config.run).name, metrics, patience=patience, existing=True)
     database = sql_table(config, drain, metrics, on_stored)
     database.prepare()
-    source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"))
+    again = metrics.redelivered.inc
+    source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"), on_redelivered=again)
     sinks = replace(sinks, databases=[database])
     flow = graph.build(source, sinks, config, metrics=metrics)
     check_steps(config.run, flow)

@@ -60,6 +60,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
         self.messages = Counter("voltmill_messages", "messages read from sources", registry=r)
+        self.redelivered = Counter(
+            "voltmill_redelivered_messages", "messages that the broker sent again, recognised and held back", registry=r
+        )
         self.telemetry = Counter("voltmill_telemetry_rows", "samples decoded", registry=r)
         self.dead_letters = Counter("voltmill_dead_letters", "dead letters", ["stage", "reason"], registry=r)
         self.quality = Counter("voltmill_quality_bits", "samples with a quality bit", ["bit"], registry=r)

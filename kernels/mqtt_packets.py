@@ -27,6 +27,7 @@ TOPIC: Final = 5
 CURSOR_LENGTH: Final = 6
 
 _PUBLISH: Final = 0x30
+_DUP: Final = 0x08
 
 
 @inline
@@ -54,6 +55,7 @@ def split_publishes(
     topic: NDArray[np.uint8],
     topic_offsets: NDArray[np.int32],
     packet_ids: NDArray[np.uint16],
+    redelivered: NDArray[np.bool_],
 ) -> int:
     """Append the PUBLISH packets in ``data[cursor[POSITION]:end]`` to the columns; return why it stopped.
 
@@ -67,6 +69,7 @@ def split_publishes(
         topic: bytes of the topics.
         topic_offsets: int32[rows + 1], Arrow's offsets into ``topic``.
         packet_ids: uint16[rows]; 0 for QoS 0, which bears none.
+        redelivered: bool[rows]; the DUP flag: the broker has sent it before.
 
     Returns:
         NEED_MORE, OTHER, FULL or MALFORMED. With NEED_MORE ``cursor[END]`` is where the packet ends, or
@@ -116,6 +119,7 @@ def split_publishes(
         payload_offsets[row + 1] = payload_end
         topic_offsets[row + 1] = topic_end
         packet_ids[row] = packet_id
+        redelivered[row] = head & _DUP != 0
         cursor[ROWS] = row + 1
         cursor[PAYLOAD] = payload_end
         cursor[TOPIC] = topic_end

@@ -1,5 +1,4 @@
 import logging
-import socket
 import subprocess
 import sys
 import time
@@ -95,11 +94,6 @@ def commit(part: MqttPartition) -> None:
     assert part.next_batch() == []
 
 
-def cut(part: MqttPartition) -> None:
-    """Break the connection as a network would."""
-    part._client._sock.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_rows_are_raw_numbered_and_in_order(
     broker: Mosquitto, build: Callable[..., MqttPartition], protocol: str
@@ -121,7 +115,7 @@ def test_rows_are_raw_numbered_and_in_order(
     assert set(table["source_partition"].to_pylist()) == {f"raw{protocol}/#"}
     times = table["ingest_time"].cast(pa.int64()).to_pylist()
     assert before <= min(times) and max(times) <= time.time_ns() // 1000
-    assert part.snapshot() == ("v1", 1250)
+    assert part.snapshot()[:2] == ("v2", 1250)
 
 
 def test_two_partitions_on_two_workers_pass_each_message_once(
@@ -177,24 +171,6 @@ def test_only_what_the_snapshot_covers_is_acknowledged(broker: Mosquitto, build:
     assert payloads(read(part, 10)) == numbers(10, 10)
     part.close()
     assert payloads(read(build(settings), 10)) == numbers(10, 10)
-
-
-def test_acknowledgements_of_a_broken_connection_are_not_sent(
-    broker: Mosquitto, build: Callable[..., MqttPartition], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "voltmill.mqtt")
-    settings = settings_for(broker, "cut")
-    part = build(settings)
-    publish(settings, "cut/a", numbers(10))
-    assert payloads(read(part, 10)) == numbers(10)
-    cut(part)
-    assert payloads(read(part, 10)) == numbers(10)  # delivered again
-    assert "mqtt connection lost" in caplog.text
-    assert "session_present=true" in caplog.text
-    commit(part)  # acknowledges the second copies only
-    publish(settings, "cut/a", [b"after"])
-    assert payloads(read(part, 1)) == [b"after"]
-    assert part.snapshot() == ("v1", 21)
 
 
 def test_receive_maximum_bounds_what_is_in_flight(broker: Mosquitto, build: Callable[..., MqttPartition]) -> None:
@@ -285,6 +261,7 @@ def test_it_subscribes_again_if_the_broker_forgot_the_session(
     broker.stop()
     assert part.next_batch() == []
     until(lambda: "mqtt broker not reached" in caplog.text)
+    assert caplog.text.count("mqtt broker not reached") == 1  # and not each time it tries
     broker.start()
     until(lambda: caplog.text.count("session_present=false") == 2 and part.subscribed)
     publish(settings, "forgot/a", [b"heard"])
@@ -294,6 +271,7 @@ def test_it_subscribes_again_if_the_broker_forgot_the_session(
 def test_the_flow_starts_before_its_broker(
     mosquitto: Start, build: Callable[..., MqttPartition], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "voltmill.mqtt")
     broker = mosquitto()
     broker.stop()
     settings = settings_for(broker, "early")
@@ -307,6 +285,7 @@ def test_the_flow_starts_before_its_broker(
 def test_a_good_password_is_let_in_and_a_bad_one_is_tried_again(
     mosquitto: Start, build: Callable[..., MqttPartition], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "voltmill.mqtt")
     broker = mosquitto(users={"flow": "correct horse"})
     good = settings_for(broker, "login", username="flow", password="correct horse")
     for protocol in ("5", "3.1.1"):
@@ -331,6 +310,7 @@ def test_tls_with_client_certificate(
 ) -> None:
     from servers import make_certificates
 
+    caplog.set_level(logging.DEBUG, "voltmill.mqtt")
     broker = mosquitto(tls=certificates)
     files = {"cert_file": certificates.client_cert, "key_file": certificates.client_key}
     tls = TlsSettings(ca_file=certificates.ca_file, **files)
@@ -361,7 +341,7 @@ def assert_refused(
     part.close()
 
 
-def test_kill_9_in_mid_stream_loses_nothing(broker: Mosquitto, tmp_path: Path, run_flow: RunFlow) -> None:
+def test_kill_9_in_mid_stream_loses_and_doubles_nothing(broker: Mosquitto, tmp_path: Path, run_flow: RunFlow) -> None:
     count, settings = 6000, settings_for(broker, "kill", topics=("kill/#",))
     recovery, out = tmp_path / "recovery", tmp_path / "out.txt"
     run_flow(_empty_flow(), recovery=recovery)  # makes the recovery store
@@ -385,11 +365,7 @@ def test_kill_9_in_mid_stream_loses_nothing(broker: Mosquitto, tmp_path: Path, r
     until(lambda: str(count - 1) in lines(), 30)
     process.terminate()
     assert process.wait(20) == 0
-    got = [int(line) for line in lines()]
-    assert sorted(set(got)) == list(range(count))
-    firsts = list(dict.fromkeys(got))
-    assert firsts == sorted(firsts)  # first copies are in order
-    assert len(got) - count < 3000  # only what was in flight came again
+    assert [int(line) for line in lines()] == list(range(count))
 
 
 def _empty_flow() -> Dataflow:
@@ -442,6 +418,7 @@ def test_publisher_is_bounded_and_counts(mosquitto: Start, caplog: pytest.LogCap
         ({"receive_maximum": 65_536}, "mqtt.receive_maximum"),
         ({"linger_ms": 0}, "mqtt.linger_ms"),
         ({"keepalive_seconds": 0}, "mqtt.keepalive_seconds"),
+        ({"timeout_seconds": 0.0}, "mqtt.timeout_seconds"),
         ({"reconnect_min_seconds": 60.0}, "mqtt.reconnect_min_seconds"),
     ],
 )
@@ -457,8 +434,3 @@ def test_tls_files_are_named(tmp_path: Path) -> None:
         TlsSettings(ca_file="nowhere.pem").context()
     with pytest.raises(ValueError, match="cert_file 'nowhere.pem'"):
         TlsSettings(cert_file="nowhere.pem").context()
-
-
-def test_a_recovery_store_of_another_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="version 'v0'"):
-        MqttSource(MqttSettings()).build_part("in", "voltmill/#", ("v0", 1))
