@@ -27,7 +27,7 @@ from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeError, LakePartition, LakeSettings, LakeSink
 from voltmill.connectors.lake_source import LakeReader, LakeSource
 from voltmill.connectors.outage import Patience
-from voltmill.connectors.parquet import encode
+from voltmill.connectors.parquet import ROWS_KEY, SEQUENCE_KEY, SETTLED_KEY, SHARD_KEY, STORE_KEY, encode
 from voltmill.connectors.store import LakeAwayError
 from voltmill.kernels.schema import LABEL, PREDICTION, TELEMETRY
 
@@ -177,6 +177,67 @@ def test_leftovers_of_a_crash_are_removed_and_strangers_kept(tmp_path: Path) -> 
         (folder / name).touch()
     sink(str(tmp_path)).build_part("out", "00", None)
     assert sorted(path.name for path in folder.iterdir()) == ["mine.parquet", "notes.txt"]
+
+
+def facts(url: str, *keys: str) -> list[tuple[str, ...]]:
+    fs, root = fsspec.url_to_fs(url)
+    metadata = [pq.read_metadata(fs.open(f"{root}/{path}")).metadata for path in files(url)]
+    return [tuple(m[key.encode()].decode() for key in keys) for m in metadata]
+
+
+def test_files_say_what_they_are_and_what_is_settled(tmp_path: Path) -> None:
+    """Settled is the sequence of the snapshot before the last one, or the one that was resumed."""
+    writer = sink(str(tmp_path), max_file_rows=2)
+    part = writer.build_part("out", "01", None)
+    part.write_batch([telemetry(0, 2)])  # no snapshot yet
+    part.snapshot()
+    part.write_batch([telemetry(2, 2)])  # one, of sequence 1, that need not be durable
+    state = part.snapshot()
+    part.write_batch([telemetry(4, 2)])  # two, so the first one is
+    assert facts(str(tmp_path), STORE_KEY, SHARD_KEY, ROWS_KEY) == [(STORE, "01", "2")] * 3
+    assert facts(str(tmp_path), SEQUENCE_KEY, SETTLED_KEY) == [("0", "0"), ("1", "0"), ("2", "1")]
+    part = writer.build_part("out", "01", state)
+    part.write_batch([telemetry(4, 2)])
+    assert facts(str(tmp_path), SEQUENCE_KEY, SETTLED_KEY) == [("0", "0"), ("1", "0"), ("2", "2")]
+
+
+def test_an_older_copy_of_the_recovery_store_is_refused_and_nothing_removed(tmp_path: Path) -> None:
+    writer = sink(str(tmp_path), max_file_rows=2)
+    part = writer.build_part("out", "00", None)
+    states = []
+    for number in range(4):
+        part.write_batch([telemetry(2 * number, 2)])
+        states.append(part.snapshot())
+    with pytest.raises(
+        LakeError, match=rf"shard=00/{STORE}-0000000003.parquet is of a later state of .*, whose next file is 1: "
+    ):
+        writer.build_part("out", "00", states[0])
+    assert len(files(str(tmp_path))) == 4
+    writer.build_part("out", "00", states[2])
+    assert len(files(str(tmp_path))) == 3
+
+
+def test_merged_files_are_no_orphans(tmp_path: Path) -> None:
+    folder = tmp_path / "telemetry/date=2026-11-22/shard=00"
+    folder.mkdir(parents=True)
+    names = [
+        f"{STORE}-0000000000-0000000004.parquet",
+        f".{STORE}-0000000000-0000000007.parquet.tmp",  # the compaction's, which may be at work
+        f"{STORE}-0-0000000009.parquet",  # of a store whose name begins like ours
+        f"{STORE}-0000000003-0000000008.parquet",
+    ]
+    for name in names[:3]:
+        (folder / name).touch()
+    state = ("v1", 5, "2026-11-22", 0.0, ())
+    sink(str(tmp_path)).build_part("out", "00", state)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names[:3])
+    (folder / names[3]).touch()
+    with pytest.raises(LakeError, match="an older copy of the store was put back"):
+        sink(str(tmp_path)).build_part("out", "00", state)
+    sink(str(tmp_path)).build_part("out", "00", None)  # the store lost its state: all that it wrote is set aside
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names[1:3])
+    with pytest.raises(ValueError, match="ends like the number of a file"):
+        sink(str(tmp_path), store=f"{STORE}-0000000001")
 
 
 def test_the_date_is_that_of_arrival_and_never_steps_back(tmp_path: Path) -> None:
