@@ -11,7 +11,16 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import cluster_main, run_main
-from servers import Certificates, Mosquitto, has_mosquitto, make_certificates, missing
+from servers import (
+    Certificates,
+    Mosquitto,
+    PostgreSQL,
+    find_postgresql,
+    find_psqlodbc,
+    has_mosquitto,
+    make_certificates,
+    missing,
+)
 
 if TYPE_CHECKING:
     from live_flow import Live
@@ -85,6 +94,18 @@ def live(tmp_path: Path, mosquitto: Callable[..., Mosquitto]) -> Iterator[Callab
     yield make
     for flow in made:
         flow.end()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """One PostgreSQL server for all; a test that stops it starts it again."""
+    if find_postgresql() is None:
+        missing("PostgreSQL")
+    if find_psqlodbc() is None:
+        missing("the ODBC driver of PostgreSQL")
+    server = PostgreSQL()
+    yield server
+    server.remove()
 
 
 @pytest.fixture(scope="session")

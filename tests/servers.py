@@ -1,14 +1,22 @@
 """Real servers for tests: on free ports of the loopback, ended by their process ids."""
 
+import contextlib
+import ctypes
 import datetime
+import functools
 import os
+import pwd
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -139,3 +147,148 @@ def await_port(port: int, process: "subprocess.Popen[bytes]", timeout: float = 1
 
 def has_mosquitto() -> bool:
     return find_mosquitto() is not None and shutil.which("mosquitto_passwd") is not None
+
+
+UNPACKED = Path(__file__).parent.parent / ".cache/servers"
+"""Where deploy/dev/servers.sh unpacks what the system lacks."""
+
+
+def find_postgresql() -> Path | None:
+    """The folder with ``postgres`` and ``initdb``: Debian keeps them off the PATH, one folder a version."""
+    system = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
+    return next((folder for folder in [*reversed(system), UNPACKED / "bin"] if (folder / "postgres").exists()), None)
+
+
+@functools.cache
+def find_psqlodbc() -> Path | None:
+    """PostgreSQL's ODBC driver, with the ODBC manager loaded into this process, and for those it starts."""
+    found = next(Path("/usr/lib").glob("*-linux-gnu*/odbc/psqlodbcw.so"), None)
+    if found is None and (UNPACKED / "lib/psqlodbcw.so").exists():
+        found = UNPACKED / "lib/psqlodbcw.so"
+        os.environ["LD_LIBRARY_PATH"] = f"{UNPACKED / 'lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")
+        waiting = sorted(found.parent.glob("lib*.so.*"))
+        for _ in range(len(waiting)):  # in whatever order they need each other
+            waiting = [library for library in waiting if not _loads(library)]
+    try:
+        import pyodbc  # noqa: F401
+    except ImportError:
+        return None
+    return found
+
+
+def _loads(library: Path) -> bool:
+    try:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
+
+
+class PostgreSQL:
+    """A PostgreSQL server with a password, that can be stopped, killed or paused, and started again on its port."""
+
+    user, password = "postgres", "p@ss:w/rd?#"
+
+    def __init__(self, *, fsync: bool = False) -> None:
+        programs = find_postgresql()
+        assert programs is not None
+        self.port = free_port()
+        # Not in the folder of the test: pytest closes that to others, and root must run the server as another user.
+        self.folder = Path(tempfile.mkdtemp(prefix="voltmill-postgresql-"))
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+        (self.folder / "password").write_text(self.password)
+        (self.folder / "password").chmod(0o644)
+        data = str(self.folder / "data")
+        command = [str(programs / "initdb"), "-D", data, "-U", self.user, f"--pwfile={self.folder / 'password'}"]
+        command += ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", env=self._environment, **self._as)
+        self._command = [str(programs / "postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
+        for option in ("unix_socket_directories=", f"fsync={'on' if fsync else 'off'}", "max_connections=30"):
+            self._command += ["-c", option]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, cwd="/", env=self._environment, **self._as
+            )
+        deadline = time.monotonic() + 60
+        while not self._ready():
+            assert self._process.poll() is None and time.monotonic() < deadline, self.log[-2000:]
+            time.sleep(0.02)
+
+    def _ready(self) -> bool:
+        """By the file in which the server says who it is, in the first line, and how far, in the eighth."""
+        try:
+            lines = (self.folder / "data/postmaster.pid").read_text().split("\n")
+        except FileNotFoundError:
+            return False
+        return self._process is not None and lines[0] == str(self._process.pid) and lines[7:8] == ["ready   "]
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def query(self, text: str, *, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement; its rows, if it has any."""
+        import pyodbc
+
+        parts = f"DRIVER={find_psqlodbc()};SERVER=127.0.0.1;PORT={self.port};DATABASE={database}"
+        connection = pyodbc.connect(f"{parts};UID={self.user};PWD={{{self.password}}}", autocommit=True)
+        try:
+            cursor = connection.execute(text)
+            return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        """As an administrator does it: sessions are ended, nothing is lost."""
+        self.resume()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(30)
+            self._process = None
+
+    def kill(self) -> None:
+        """Like a loss of power, but for what the operating system still holds."""
+        ended = self._signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(30)
+            self._process = None
+        psutil.wait_procs(ended, 30)  # a new server refuses to start beside one of them
+
+    def pause(self) -> None:
+        """No process of it does anything; the system still accepts its connections."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Stop it, and delete its data."""
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text(errors="replace")
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """Without what would change its messages."""
+        return {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+
+    def _signal(self, number: int) -> list[psutil.Process]:
+        """To the server and each of its children."""
+        if self._process is None or self._process.poll() is not None:
+            return []
+        postmaster = psutil.Process(self._process.pid)
+        reached = [postmaster, *postmaster.children(recursive=True)]
+        for process in reached:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return reached[1:]
