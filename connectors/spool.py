@@ -134,8 +134,9 @@ class SpoolFile:
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Add rows of ``SPOOLED``."""
-        for begin in range(0, rows.num_rows, 256):
-            piece = rows.slice(begin, 256)
+        step = min(256, max(1, _ROW_GROUP_BYTES // 8 * rows.num_rows // max(rows.nbytes, 1)))
+        for begin in range(0, rows.num_rows, step):
+            piece = rows.slice(begin, step)
             self._rows.append(piece)
             self.rows += piece.num_rows
             self._pending += piece.num_rows

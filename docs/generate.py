@@ -25,6 +25,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
+from voltmill.connectors.redrive import RedriveSettings
 from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.cli import app
 from voltmill.flows.config import ArchiveSettings, ModelEntry, RunSettings
@@ -58,6 +59,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "fleet.limits": Limits,
     "archive": ArchiveSettings,
     "lake": LakeSettings,
+    "redrive": RedriveSettings,
     "sql": SqlSettings,
     "simulate": SimulateSettings,
     "simulate.faults": FaultSettings,

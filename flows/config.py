@@ -20,6 +20,7 @@ import msgspec
 
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt import MqttSettings
+from voltmill.connectors.redrive import RedriveSettings
 from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.simulate_settings import SimulateSettings
 from voltmill.kernels.fleet import Fleet, FleetEntry
@@ -93,6 +94,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fleet: tuple[FleetEntry, ...] = ()
     archive: ArchiveSettings = ArchiveSettings()
     lake: LakeSettings = LakeSettings()
+    redrive: RedriveSettings = RedriveSettings()
     sql: SqlSettings = SqlSettings()
     simulate: SimulateSettings = SimulateSettings()
 

@@ -1,8 +1,8 @@
 """The graph: one shape for live, replay and demo, which differ only in sources and sinks.
 
-source -> decode -> shard -> quality -+-> features -> estimate -> predictions
-            |                         +-> telemetry archive
-            +-> dead letters
+source --+-> decode -> shard -> quality -+-> features -> estimate -> predictions
+redrive -+     |                         +-> telemetry archive
+               +-> dead letters
 """
 
 from collections.abc import Callable, Sequence
@@ -60,6 +60,7 @@ def build(
     sinks: Sinks,
     config: Config,
     *,
+    redrive: Source[pa.RecordBatch] | None = None,
     decoded: bool = False,
     mode: Mode = "live",
     since: datetime | None = None,
@@ -71,6 +72,7 @@ def build(
         source: Emits batches of the ``RAW`` schema, or of ``TELEMETRY`` if ``decoded``.
         sinks: Where telemetry, predictions and dead letters go.
         config: Everything else.
+        redrive: Emits ``RAW`` batches of messages that are sent again; None: there are none.
         decoded: Whether the source emits telemetry, as the lake does.
         mode: Written into the predictions: live or replay.
         since: Predictions for earlier event times are not given out: those samples only warm the state up.
@@ -85,6 +87,8 @@ def build(
     stream = op.input("source", flow, source)
     letters: list[Keyed] = []
     if not decoded:
+        if redrive is not None:
+            stream = op.merge("sources", stream, op.input("redrive", flow, redrive))
         stream = op.inspect("raw", stream, lambda _, batch: metrics.on_raw(batch))
         out = decode(
             "decode",

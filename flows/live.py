@@ -17,6 +17,7 @@ from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSink
 from voltmill.connectors.mqtt import MqttSource
 from voltmill.connectors.outage import Patience
+from voltmill.connectors.redrive import RedriveSource
 from voltmill.connectors.sql import SqlTable
 from voltmill.flows import graph
 from voltmill.flows.config import Config, ConfigError, load
@@ -78,7 +79,7 @@ def build(
 
     Args:
         config: All settings.
-        drain: Ends the source when it is requested.
+        drain: Ends the sources when it is requested.
         metrics: What counts.
         on_stored: Called with each batch of predictions once it is in the database.
 
@@ -93,13 +94,15 @@ def build(
     patience = Patience("the lake", seconds=config.lake.outage_seconds, drain=drain, on_waiting=metrics.waiting("lake"))
     if not has_store(config.run):
         config.lake.open(patience).make()  # from then on an absent lake is one that was taken away
-    sinks = lake_sinks(config, open_store(config.run).name, metrics, patience=patience, existing=True)
+    store = open_store(config.run).name
+    sinks = lake_sinks(config, store, metrics, patience=patience, existing=True)
     database = sql_table(config, drain, metrics, on_stored)
     database.prepare()
     again = metrics.redelivered.inc
     source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"), on_redelivered=again)
     sinks = replace(sinks, databases=[database])
-    flow = graph.build(source, sinks, config, metrics=metrics)
+    redrive = RedriveSource(config.redrive, config.lake, store=store, drain=drain)
+    flow = graph.build(source, sinks, config, redrive=redrive, metrics=metrics)
     check_steps(config.run, flow)
     return flow
 
