@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
 
@@ -133,10 +133,14 @@ class Store:
 
     def find(self, folder: str) -> list[str]:
         """Every file below a folder, relative to it, in name order (by code point), hidden ones left out."""
+        return list(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The same with the bytes of each file; a folder that may not be read is an error."""
         base = self.path(folder)
-        found = self._call("list", folder, lambda: self._find_once(base))
-        relative = (path[len(base) + 1 :] for path in found)
-        return sorted(path for path in relative if not hidden(path))
+        found = self._call("list", folder, lambda: self._sizes_once(base))
+        relative = ((path[len(base) + 1 :], size) for path, size in found)
+        return dict(sorted((path, size) for path, size in relative if not hidden(path)))
 
     def open(self, relative: str) -> "str | remote.RangeFile":
         """What pyarrow reads a file from: a path when it is local, else an open file.
@@ -214,9 +218,11 @@ class Store:
             self._ls(self._top())
             return []
 
-    def _find_once(self, path: str) -> list[str]:
+    def _sizes_once(self, path: str) -> list[tuple[str, int]]:
+        if self.local:
+            return list(_sizes_local(path))
         self.fs.invalidate_cache()
-        return list(self.fs.find(path, **self._limit()))
+        return [(path, entry["size"]) for path, entry in self.fs.find(path, detail=True, **self._limit()).items()]
 
     def _ls(self, path: str) -> list[str]:
         self.fs.invalidate_cache()  # listings are cached; another process may have written since
@@ -246,6 +252,20 @@ class Store:
     def _line(self, error: Exception) -> str:
         """An error of a library on one line."""
         return remote.without_secrets(f"{type(error).__name__}: {error}", self._options)
+
+
+def _sizes_local(base: str) -> Iterator[tuple[str, int]]:
+    """Files with their bytes; what goes meanwhile is left out, an error is raised (fsspec leaves the folder out)."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(base, onerror=failed):
+        for name in names:
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                yield path, os.stat(path).st_size
 
 
 def _write_local(root: str, relative: str, data: pa.Buffer, *, new: bool = False) -> None:
