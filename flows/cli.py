@@ -82,6 +82,7 @@ def live(
         workers=workers,
         process=process,
         addresses=cluster,
+        drain=drain,
     )
     running.log.info("drained")
 

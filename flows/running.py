@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -24,6 +25,9 @@ from voltmill.flows.config import RunSettings
 from voltmill.flows.warm_up import compiled, warm_up
 
 log = logging.getLogger("voltmill")
+
+#: How long a process of a cluster that is asked to drain waits for the others, s: within Kubernetes' grace of 30.
+LEAVE_SECONDS: Final = 15.0
 
 _KNOWN: Final = set(logging.makeLogRecord({}).__dict__) | {"message", "taskName"}
 
@@ -60,21 +64,34 @@ def log_to_stderr(level: str) -> None:
 
 
 def drain_on_signals(drain: Drain) -> None:
-    """SIGTERM and SIGINT ask the sources to drain; a second signal ends the process at once.
+    """SIGTERM and SIGINT ask the sources to drain; a second signal ends the process at once, status 1.
 
-    With a handler of its own the process heeds SIGTERM as PID 1 too, where the default is to ignore it.
+    A thread of its own heeds them. Python runs handlers in the main thread alone, between two of its
+    instructions, which would not come while a kernel is compiled or a database waited for in C. As PID 1
+    the process heeds them too, where the default is to ignore SIGTERM.
     """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _left_to_the_thread)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_heed, args=(reader, drain), name="signals", daemon=True).start()
 
-    def handle(number: int, _: FrameType | None) -> None:
-        name = signal.Signals(number).name
+
+def _left_to_the_thread(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _heed(reader: int, drain: Drain) -> None:
+    while number := os.read(reader, 1):
+        if number[0] not in (signal.SIGTERM, signal.SIGINT):
+            continue
+        name = signal.Signals(number[0]).name
         if drain.requested:
             log.warning("stopping at once", extra={"signal": name})
             os._exit(1)  # what was not durable comes again
         log.info("draining", extra={"signal": name})
         drain.request()
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
 
 
 def prepare() -> None:
@@ -85,6 +102,18 @@ def prepare() -> None:
     warm_up()
 
 
+def _leave(drain: Drain, ended: threading.Event) -> None:
+    """End a process that has drained while the others of its cluster have not.
+
+    It would go on serving them and never end, and nobody would read its topics. Without it they end too,
+    with status 1 and within seconds; started again together, all resume where they were.
+    """
+    drain.wait()
+    if not ended.wait(LEAVE_SECONDS):
+        log.error("leaving: the other processes of the cluster do not drain", extra={"waited_seconds": LEAVE_SECONDS})
+        os._exit(1)  # what was not durable comes again
+
+
 def run(
     flow: Dataflow,
     settings: RunSettings,
@@ -93,8 +122,9 @@ def run(
     workers: int = 1,
     process: int | None = None,
     addresses: Sequence[str] = (),
+    drain: Drain | None = None,
 ) -> None:
-    """Run a flow until its sources end.
+    """Run a flow until its sources end; at once where they were asked to already.
 
     Args:
         flow: The dataflow.
@@ -103,11 +133,18 @@ def run(
         workers: Worker threads of this process.
         process: Index of this process in the cluster; None: it is alone.
         addresses: host:port of every process of the cluster.
+        drain: What asks the sources to end. In a cluster the process does not wait for ever for the others.
 
     Raises:
+        RuntimeError: The engine failed; in a cluster usually because another process ended.
         Exception: What a source, an operator or a sink raised, without the engine's wrapping.
     """
+    if drain is not None and drain.requested:
+        return
     failed: BaseException | None = None
+    ended = threading.Event()
+    if addresses and drain is not None:
+        threading.Thread(target=_leave, args=(drain, ended), name="leave", daemon=True).start()
     try:
         with panics.hidden(log):
             cli_main(  # type: ignore[no-untyped-call]
@@ -122,5 +159,12 @@ def run(
         failed = e
         while isinstance(failed, BytewaxRuntimeError) and failed.__cause__ is not None:
             failed = failed.__cause__
+    except BaseException as e:
+        if type(e).__name__ != "PanicException":  # it cannot be imported, and is no Exception
+            raise
+        lost = "the connection to another process of the cluster is lost: start all of them again"
+        failed = RuntimeError(lost if addresses else f"the engine failed: {e}")
+    finally:
+        ended.set()
     if failed is not None:  # out here it keeps the causes of its own
         raise failed

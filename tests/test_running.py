@@ -187,7 +187,8 @@ def test_drain_is_what_is_requested() -> None:
         running.drain_on_signals(drain)
         assert not drain.requested
         signal.raise_signal(signal.SIGTERM)
-        assert drain.requested
+        assert drain.wait(10)
     finally:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
