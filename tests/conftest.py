@@ -12,9 +12,11 @@ from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import cluster_main, run_main
 from servers import (
+    Azurite,
     Certificates,
     Mosquitto,
     PostgreSQL,
+    find_azurite,
     find_postgresql,
     find_psqlodbc,
     has_mosquitto,
@@ -106,6 +108,16 @@ def postgresql() -> Iterator[PostgreSQL]:
     server = PostgreSQL()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """One Azurite for all, each test in containers of its own; a test that stops it starts it again."""
+    if find_azurite() is None:
+        missing("Azurite")
+    server = Azurite(tmp_path_factory.mktemp("azurite"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -292,3 +292,70 @@ class PostgreSQL:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         return reached[1:]
+
+
+def find_azurite() -> str | None:
+    """The start script that ``deploy/dev/servers.sh`` makes, where it was run."""
+    unpacked = UNPACKED / "bin/azurite-blob"
+    return str(unpacked) if unpacked.exists() else shutil.which("azurite-blob")
+
+
+class Azurite:
+    """Azure Blob Storage in small; blobs stay on disk, so it can be stopped or killed and started again on its port."""
+
+    #: The one account that every Azurite has, with its public key: no secret.
+    account = "devstoreaccount1"
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def connection_string(self) -> str:
+        where = f"BlobEndpoint=http://127.0.0.1:{self.port}/{self.account}"
+        return f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};{where};"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What an ``abfs://`` URL needs beside it."""
+        return {"connection_string": self.connection_string}
+
+    def start(self) -> None:
+        path = find_azurite()
+        assert path is not None
+        command = [path, "--disableTelemetry", "--skipApiVersionCheck", "--location", str(self.folder)]
+        command += ["--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        await_port(self.port, self._process, 60.0)
+
+    def stop(self) -> None:
+        """In good order: it writes down what it has."""
+        if self._process is not None:
+            self.resume()
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+    def kill(self) -> None:
+        """At once. What it wrote down last may be seconds old: blobs stored since are lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._process = None
+
+    def pause(self) -> None:
+        """It does nothing; the system still accepts its connections."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text(errors="replace")

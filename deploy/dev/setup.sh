@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv from uv.lock: `setup.sh run` with what voltmill needs, `dev` with the tools, `train` with PyTorch besides.
+# `setup.sh node` puts Node.js and npm into .cache/servers/node instead, for a test server (deploy/dev/azurite).
 # Needs Python 3.11 or 3.12 and a way to a package index; neither root, nor pip, nor uv, nor python3-venv.
 # Safe to repeat: with nothing changed it is done at once. PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
@@ -12,7 +13,8 @@ case $level in
     run) groups=(--no-dev) sufficient=(run dev train) ;;
     dev) groups=() sufficient=(dev train) ;;
     train) groups=(--group training) sufficient=(train) ;;
-    *) die "unknown level \"$level\": run, dev or train" ;;
+    node) groups=() sufficient=() ;;
+    *) die "unknown level \"$level\": run, dev, train or node" ;;
 esac
 
 # The place is part of the stamp: scripts in .venv/bin and the editable install hold absolute paths.
@@ -71,10 +73,15 @@ if ! "$uv" --version >/dev/null 2>&1; then
         --target ".cache/uv-$UV_VERSION" "uv==$UV_VERSION" </dev/null
 fi
 
-say "making .venv ($level) with $python"
 unset VIRTUAL_ENV
 export UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=.venv
 [ -w "${HOME:-/nonexistent}" ] || export UV_CACHE_DIR=$PWD/.cache/uv-cache # service accounts have no home
+if [ "$level" = node ]; then
+    "$uv" pip install --quiet --python "$python" --no-deps --require-hashes --reinstall \
+        --target .cache/servers/node -r deploy/dev/azurite/node.txt </dev/null
+    exit
+fi
+say "making .venv ($level) with $python"
 # Inexact: what a developer or an earlier `train` added stays.
 "$uv" sync --frozen --inexact --python "$python" "${groups[@]}" </dev/null
 printf '%s\n' "$wanted" >".venv/.set-up-$level"
