@@ -58,7 +58,7 @@ class Session(paho.Client):  # type: ignore[misc]
         self._closing.set()
         self.disconnect()
         self.loop_stop()
-        self._sock_close()  # still open if the thread was about to connect
+        self._reset_sockets()  # also the connection, if the thread was about to make it
 
     # Called by paho on the network thread.
 
@@ -106,18 +106,18 @@ class Session(paho.Client):  # type: ignore[misc]
         self.loop_forever(timeout=_TURN_SECONDS, retry_first_connection=True)
 
     def loop_misc(self) -> int:
-        """Ask a broker that is silent; take it for away when it does not answer."""
+        """Keep the connection alive; ask a broker that is silent, and take it for away if it does not answer."""
         if self._sock is None:
             return int(paho.MQTT_ERR_NO_CONN)
         now, limit = time.monotonic(), self.settings.timeout_seconds
-        silent = now - self._last_msg_in
-        if self.is_connected() and self._ping_t == 0 and silent >= limit / 3:
-            self._send_pingreq()
         # If it was this process that stood still, the broker has not been asked yet.
         asked = not self.is_connected() or (self._ping_t and now - self._ping_t >= limit / 3)
-        if silent >= limit and asked:
+        if asked and now - self._last_msg_in >= limit:
             return int(self._loop_rc_handle(paho.MQTT_ERR_KEEPALIVE))
-        return int(super().loop_misc())
+        idle_since = max(self._ping_t, min(self._last_msg_in, self._last_msg_out))
+        if self.is_connected() and now - idle_since >= min(limit / 3, self.settings.keepalive_seconds / 2):
+            self._send_pingreq()
+        return int(paho.MQTT_ERR_SUCCESS)
 
     def _heard(self) -> None:
         with self._msgtime_mutex:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from voltmill.connectors.mqtt_inbox import Inbox
 from voltmill.kernels.mqtt_packets import END, MALFORMED, NEED_MORE, OTHER, POSITION
 
-Message = tuple[str, bytes, int]  # topic, payload, packet id (0: QoS 0)
+Message = tuple[str, bytes, int, bool]  # topic, payload, packet id (0: QoS 0), DUP
 
 
 def varint(value: int) -> bytes:
@@ -20,12 +20,17 @@ def varint(value: int) -> bytes:
 
 
 def publish(message: Message, version5: bool) -> bytes:
-    topic, payload, packet_id = message
+    topic, payload, packet_id, again = message
     name = topic.encode()
     body = struct.pack("!H", len(name)) + name
     body += struct.pack("!H", packet_id) if packet_id else b""
     body += b"\x05\x02\x00\x00\x00\x3c" if version5 else b""  # message expiry interval, 60 s
-    return bytes([0x32 if packet_id else 0x30]) + varint(len(body) + len(payload)) + body + payload
+    return (
+        bytes([(0x32 if packet_id else 0x30) | (0x08 if again else 0)])
+        + varint(len(body) + len(payload))
+        + body
+        + payload
+    )
 
 
 def inbox(max_rows: int = 1000, max_bytes: int = 1 << 16) -> Inbox:
@@ -36,12 +41,14 @@ def taken(box: Inbox) -> list[Message]:
     out: list[Message] = []
     while (arrivals := box.take()) is not None:
         topics, payloads = arrivals.topic.to_pylist(), arrivals.payload.to_pylist()
-        out += list(zip(topics, payloads, arrivals.packet_ids.tolist(), strict=True))
+        ids, again = arrivals.packet_ids.tolist(), arrivals.redelivered.tolist()
+        out += list(zip(topics, payloads, ids, again, strict=True))
     return out
 
 
 MESSAGES = st.lists(
-    st.tuples(st.text(min_size=1, max_size=20), st.binary(max_size=200), st.integers(0, 65535)), max_size=15
+    st.tuples(st.text(min_size=1, max_size=20), st.binary(max_size=200), st.integers(0, 65535), st.booleans()),
+    max_size=15,
 )
 
 
@@ -75,11 +82,11 @@ def test_any_bytes_are_taken_without_an_exception(stream: bytes, version5: bool)
 
 
 def test_it_stops_at_another_packet() -> None:
-    stream = publish(("a", b"1", 7), True) + b"\xd0\x00" + publish(("a", b"2", 8), True)
+    stream = publish(("a", b"1", 7, False), True) + b"\xd0\x00" + publish(("a", b"2", 8, True), True)
     box = inbox()
     why, cursor = box.add(np.frombuffer(stream, np.uint8), 0, len(stream), True)
     assert (why, stream[int(cursor[POSITION]) : int(cursor[END])]) == (OTHER, b"\xd0\x00")
-    assert taken(box) == [("a", b"1", 7)]
+    assert taken(box) == [("a", b"1", 7, False)]
 
 
 def test_qos_2_and_overlong_lengths_are_malformed() -> None:
@@ -91,13 +98,13 @@ def test_a_topic_that_is_not_utf8_is_kept_legible() -> None:
     stream = b"\x30\x05\x00\x02\xff\x61!"
     box = inbox()
     box.add(np.frombuffer(stream, np.uint8), 0, len(stream), False)
-    assert taken(box) == [("\ufffda", b"!", 0)]
+    assert taken(box) == [("\ufffda", b"!", 0, False)]
 
 
 def test_a_batch_waits_for_the_linger_time_and_no_longer() -> None:
     now = 100.0
     box = Inbox(10, 1000, 0.05, 1 << 20, 1 << 30, clock=lambda: now)
-    packet = np.frombuffer(publish(("a", b"1", 1), False), np.uint8)
+    packet = np.frombuffer(publish(("a", b"1", 1, False), False), np.uint8)
     assert box.due_in() == 0.05
     box.add(packet, 0, packet.size, False)
     now = 100.04
