@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_files import Listing, Stream, parse
+from voltmill.connectors.lake_range import EventRange, runs
 from voltmill.connectors.parquet import PARTS_KEY
 from voltmill.connectors.store import LakeError, Store
 
@@ -231,7 +232,11 @@ def list_files(where: LakeSettings | str | Path, table: str) -> list[str]:
 
 
 def read_batches(
-    where: LakeSettings | str | Path, table: str, columns: Sequence[str] | None = None
+    where: LakeSettings | str | Path,
+    table: str,
+    columns: Sequence[str] | None = None,
+    *,
+    times: EventRange | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a table, each once, in order of arrival, as the files have them; those that are there at the call.
 
@@ -239,6 +244,7 @@ def read_batches(
         where: the lake: a folder, an fsspec URL, or settings with credentials.
         table: folder below it.
         columns: those wanted; a file that lacks one gives batches without it. None: all.
+        times: row groups that hold no event time of it are left out; their other rows are not.
 
     Raises:
         FileGone: a file went, and no other holds its rows.
@@ -247,13 +253,14 @@ def read_batches(
 
     def read(file: pq.ParquetFile, path: str, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-        after = 0
         if not stop:  # a file without rows still says which columns there are
             yield 0, pa.RecordBatch.from_pylist([], pa.schema([file.schema_arrow.field(name) for name in names]))
-        for batch in file.iter_batches(columns=names, use_threads=False):
-            first, after = after, after + batch.num_rows
-            if start < after and first < stop:
-                yield after, batch.slice(max(start - first, 0), min(stop, after) - max(start, first))
+        wanted = times or EventRange()
+        for groups, after in runs(file.metadata, start, stop, lambda k: wanted.may_hold(file.metadata.row_group(k))):
+            for batch in file.iter_batches(row_groups=groups, columns=names, use_threads=False):
+                first, after = after, after + batch.num_rows
+                if start < after and first < stop:
+                    yield after, batch.slice(max(start - first, 0), min(stop, after) - max(start, first))
 
     return _batches(Walk(_store(where), table, read))
 

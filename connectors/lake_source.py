@@ -10,33 +10,33 @@ read: what is archived during a replay is left out, however often that is stoppe
 path part beginning with ``.`` or ``_``) are no part of the data.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from voltmill.connectors.conform import check_columns, conform
+from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_files import Stream
+from voltmill.connectors.lake_range import EventRange, runs
 from voltmill.connectors.lake_reader import Walk
 from voltmill.connectors.store import LakeError
-from voltmill.kernels.schema import TELEMETRY, TIME
+from voltmill.kernels.patterns import DevicePatterns
+from voltmill.kernels.schema import TELEMETRY
 
-#: ("v2", name of a file, row of it that comes next, the last file of each stream: base, shard, store, number).
-#: The name is empty before the first file. "v1" had no last files: the streams end where they end now.
-State = tuple[str, str, int, tuple[tuple[str, str, str, int], ...]]
+#: ("v2", name of a file, row of it that comes next, the last file of each stream: base, shard, store, number;
+#: rows given so far). The name is empty before the first file. "v1" had neither last files (the streams end where
+#: they end now) nor the rows (they count from there).
+State = tuple[str, str, int, tuple[tuple[str, str, str, int], ...], int]
 
 PARTITION: Final = "lake"
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_TICKS: Final = {"milliseconds": 1_000, "microseconds": 1, "nanoseconds": 0.001}
-#: So many small files are joined into one batch at most; a call must stay short.
-_FILES_A_BATCH: Final = 64
+#: So many files are opened, and pieces of them read, for one batch at most; a call must stay short.
+_STEPS_A_BATCH: Final = 128
 
 
 class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
@@ -48,8 +48,11 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         batch_rows: rows a batch, about: small files are joined, so it may hold half as many more.
         start: the first event time wanted, with a zone; None: from the start of the archive.
         stop: the first event time no longer wanted, with a zone.
+        devices: patterns on ``device_id``, as in a shell; none: all devices.
         payload: whether to read the kept native messages; they are null otherwise.
-        on_progress: called after each batch with files done, files in all and rows given so far.
+        drain: once it is requested no more is read, and the stream ends when what was read is durable.
+        on_progress: called after each batch with files done, files in all and rows given so far, those
+            before a snapshot included; files done are all of them only at the end.
 
     Raises:
         LakeError: when it is built: no such table. While it runs: a file that is not Parquet or
@@ -57,7 +60,8 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         ValueError: a time without a zone.
 
     Rows are given whatever their quality bits say. ``start`` and ``stop`` skip row groups by their
-    statistics, and the rows left by their values; a row's place is counted in the whole file.
+    statistics, ``devices`` those in whose ids there is none of them, and then rows by their values; a
+    row's place is counted in the whole file.
     """
 
     def __init__(
@@ -68,15 +72,18 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         batch_rows: int = 8192,
         start: datetime | None = None,
         stop: datetime | None = None,
+        devices: Sequence[str] = (),
         payload: bool = False,
+        drain: Drain | None = None,
         on_progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.settings = where if isinstance(where, LakeSettings) else LakeSettings(url=str(where))
         self.table = table
         self.batch_rows = batch_rows
-        self.start = _micros(start)
-        self.stop = _micros(stop)
+        self.times = EventRange(start, stop)
+        self.devices = DevicePatterns(devices)
         self.columns = [name for name in TELEMETRY.names if payload or name != "payload"]
+        self.drain = drain or Drain()
         self.on_progress = on_progress
 
     def list_parts(self) -> list[str]:
@@ -93,42 +100,47 @@ class LakeReader(StatefulSourcePartition[pa.RecordBatch, State]):
 
     def __init__(self, source: LakeSource, state: State | None) -> None:
         self._source = source
-        file, row, ends = _position(state)
+        file, row, ends, self._rows = _position(state)
         self._walk = Walk(source.settings.open(), source.table, self._read, file=file, row=row, ends=ends)
         self._ends = tuple((*stream, last) for stream, last in sorted(self._walk.ends.items()))
-        self._rows = 0
+        self._waits = self._durable = False
 
     def next_batch(self) -> list[pa.RecordBatch]:
-        """The next batch; ``StopIteration`` after the last."""
-        pieces, rows, opened = self._pieces()
-        if not rows and not opened:
+        """The next batch; ``StopIteration`` after the last, or when all is durable that came before a drain."""
+        if self._source.drain.requested:
+            if self._durable:
+                raise StopIteration
+            self._waits = True
+            return []
+        pieces, ended = self._pieces()
+        self._rows += sum(piece.num_rows for piece in pieces)
+        if ended and not pieces:
             self._progress(self._walk.total)
             raise StopIteration
-        self._rows += rows
         self._progress(self._walk.done)
-        if not rows:
+        if not pieces:
             return []
         return [pieces[0] if len(pieces) == 1 else _joined(pieces)]
 
     def snapshot(self) -> State:
-        """The row that comes next, and where the reading ends."""
-        return ("v2", self._walk.file, self._walk.row, self._ends)
+        """The row that comes next, and where the reading ends; the next call of ``next_batch`` finds it durable."""
+        self._durable = self._waits
+        return ("v2", self._walk.file, self._walk.row, self._ends, self._rows)
 
-    def _pieces(self) -> tuple[list[pa.RecordBatch], int, int]:
-        """Batches for one item, their rows, and how many files were opened for them."""
+    def _pieces(self) -> tuple[list[pa.RecordBatch], bool]:
+        """What makes one batch, and whether it was the last."""
         pieces: list[pa.RecordBatch] = []
-        rows = opened = 0
-        while 2 * rows < self._source.batch_rows and opened < _FILES_A_BATCH:
+        rows = steps = 0
+        while 2 * rows < self._source.batch_rows and steps < _STEPS_A_BATCH:
+            steps += 1
             try:
                 batch = self._walk.next()
             except StopIteration:
-                break
-            if batch is None:
-                opened += 1
-            elif batch.num_rows:
+                return pieces, True
+            if batch is not None and batch.num_rows:
                 pieces.append(batch)
                 rows += batch.num_rows
-        return pieces, rows, opened
+        return pieces, False
 
     def _progress(self, done: int) -> None:
         if self._source.on_progress is not None:
@@ -139,7 +151,7 @@ class LakeReader(StatefulSourcePartition[pa.RecordBatch, State]):
         source = self._source
         check_columns(file.schema_arrow, f"{source.table}/{name}")
         columns = [column for column in source.columns if column in file.schema_arrow.names]
-        for groups, first in _runs(file.metadata, source, start, stop):
+        for groups, first in runs(file.metadata, start, stop, lambda group: _may_hold(file, group, source)):
             reader = file.iter_batches(source.batch_rows, row_groups=groups, columns=columns, use_threads=False)
             yield from _cut(reader, source, name, first, start, stop)
 
@@ -152,58 +164,18 @@ def _cut(
         skip = max(start - first, 0)
         if skip < after - first:
             part = batch.slice(skip, after - first - skip)
-            yield after, _between(conform(part, name, first + skip), source.start, source.stop)
+            yield after, source.devices.filter(source.times.filter(conform(part, name, first + skip)))
         first += batch.num_rows
 
 
-def _runs(metadata: Any, source: LakeSource, start: int, stop: int) -> Iterator[tuple[list[int], int]]:
-    """Runs of neighbouring row groups that may hold wanted rows, with the number of each run's first row."""
-    run: list[int] = []
-    first = begin = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        after = first + group.num_rows
-        if after > start and first < stop and _may_hold(group, source.start, source.stop):
-            begin = begin if run else first
-            run.append(index)
-        elif run:
-            yield run, begin
-            run = []
-        first = after
-    if run:
-        yield run, begin
-
-
-def _may_hold(group: Any, start: int | None, stop: int | None) -> bool:
-    """Whether the statistics of a row group allow event times in the range, in µs."""
-    if start is None and stop is None:
+def _may_hold(file: pq.ParquetFile, group: int, source: LakeSource) -> bool:
+    """Whether a row group may hold wanted rows. The ids are a tenth of it; they spare the rest where none matches."""
+    if not source.times.may_hold(file.metadata.row_group(group)):
+        return False
+    if not source.devices:
         return True
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema == "event_time":
-            return _overlaps(column, start, stop)
-    return True
-
-
-def _overlaps(column: Any, start: int | None, stop: int | None) -> bool:
-    statistics = column.statistics
-    if statistics is None or not statistics.has_min_max or column.physical_type != "INT64":
-        return True
-    scale = _TICKS.get(json.loads(statistics.logical_type.to_json()).get("timeUnit", ""))
-    if scale is None:
-        return True
-    low, high = int(statistics.min_raw * scale), int(statistics.max_raw * scale)
-    return not ((start is not None and high + 1 < start) or (stop is not None and low - 1 > stop))
-
-
-def _between(batch: pa.RecordBatch, start: int | None, stop: int | None) -> pa.RecordBatch:
-    times = batch.column("event_time")
-    if start is not None:
-        batch = batch.filter(pc.greater_equal(times, pa.scalar(start, TIME)))
-        times = batch.column("event_time")
-    if stop is not None:
-        batch = batch.filter(pc.less(times, pa.scalar(stop, TIME)))
-    return batch
+    ids = file.read_row_group(group, columns=["device_id"], use_threads=False).column(0)
+    return bool(source.devices.mask(ids.drop_null().cast(pa.string()).combine_chunks()).true_count)
 
 
 def _joined(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
@@ -212,22 +184,15 @@ def _joined(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
-def _micros(when: datetime | None) -> int | None:
-    if when is None:
-        return None
-    if when.tzinfo is None:
-        raise ValueError(f"{when.isoformat()} has no time zone; write {when.isoformat()}+00:00")
-    return (when - _EPOCH) // timedelta(microseconds=1)
-
-
-def _position(state: Any) -> tuple[str, int, dict[Stream, int] | None]:
-    """File, row and ends of a stored state."""
+def _position(state: Any) -> tuple[str, int, dict[Stream, int] | None, int]:
+    """File, row, ends and rows of a stored state."""
     if state is None:
-        return "", 0, None
+        return "", 0, None, 0
     if isinstance(state, tuple) and len(state) == 3 and state[0] == "v1":
-        return state[1], state[2], None
-    if isinstance(state, tuple) and len(state) == 4 and state[0] == "v2":
-        return state[1], state[2], {Stream(base, shard, store): last for base, shard, store, last in state[3]}
+        return state[1], state[2], None, 0
+    if isinstance(state, tuple) and len(state) == 5 and state[0] == "v2":
+        ends = {Stream(base, shard, store): last for base, shard, store, last in state[3]}
+        return state[1], state[2], ends, state[4]
     version = state[0] if isinstance(state, tuple) and state else type(state).__name__
     raise LakeError(
         f"the recovery store holds lake position {version!r}, this release reads 'v1' and 'v2'; begin afresh"

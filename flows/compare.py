@@ -1,80 +1,112 @@
-"""Are two sets of predictions the same, to the bit?
+"""How two sets of predictions differ, by device and by target, to the bit.
 
-Rows are matched by primary key. ``mode`` is left out: it says where a prediction was made, not what
-it is. Values are compared as bit patterns, so that not even the sign of a zero may differ.
+Rows are matched by device, time, target and model, or, where the sets are of different models, by the
+pairs that ``pair_models`` makes. All is compared but ``mode``, which says where a prediction was made,
+not what it is. Values are compared as bit patterns, so that not even the sign of a zero may differ;
+between two models, their names and digests are not compared, and no row is identical.
 """
 
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from datetime import datetime
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
-from voltmill.kernels.schema import PREDICTION, PREDICTION_KEY
+from voltmill.connectors.lake import LakeSettings
+from voltmill.connectors.lake_range import EventRange
+from voltmill.connectors.lake_reader import read_batches, read_table
+from voltmill.flows.compare_result import Comparison, Report
+from voltmill.flows.compare_spill import COMPARED, PARTS, Encoder, Spill, check_columns
+from voltmill.flows.compare_tally import Tally, pair_models
+from voltmill.kernels.patterns import DevicePatterns
 
-_COMPARED: Final = [name for name in PREDICTION.names if name != "mode"]
-
-
-class Comparison(msgspec.Struct, frozen=True):
-    """What differs between two sets of predictions."""
-
-    left: int
-    """Rows in the first set."""
-    right: int
-    """Rows in the second set."""
-    changed: int
-    """Rows in both that differ in some column."""
-    only_left: int
-    """Rows that are missing in the second set."""
-    only_right: int
-    """Rows that are missing in the first set."""
-
-    @property
-    def identical(self) -> bool:
-        """Whether nothing differs, and there is something."""
-        return self.left > 0 and not (self.changed or self.only_left or self.only_right)
+__all__ = ["Comparison", "Report", "Selection", "compare", "compare_lakes", "read"]
 
 
-def read(folder: str) -> pa.Table:
-    """The predictions of a lake, ready to compare.
+class Selection(msgspec.Struct, frozen=True):
+    """Which predictions are compared."""
 
-    Args:
-        folder: A folder that holds ``predictions/``.
-    """
-    return plain(ds.dataset(f"{folder}/predictions", format="parquet", exclude_invalid_files=False).to_table())
+    start: datetime | None = None
+    """First event time; None: from the first one."""
+    stop: datetime | None = None
+    """Event time to stop before; None: to the last one."""
+    devices: tuple[str, ...] = ()
+    """Patterns on ``device_id``; none: all devices."""
+    targets: tuple[str, ...] = ()
+    """Targets, such as soc; none: all."""
 
 
-def plain(predictions: pa.Table) -> pa.Table:
-    """Predictions ready to compare: sorted by primary key, labels as text, floats as their bits."""
-    columns = [_plain(predictions.column(name).combine_chunks()) for name in _COMPARED]
-    return pa.table(columns, _COMPARED).sort_by([(name, "ascending") for name in PREDICTION_KEY])
+def read(folder: str | LakeSettings) -> pa.Table:
+    """The predictions of a lake, in order of arrival; for sets that fit into memory."""
+    return read_table(folder, "predictions", COMPARED)
 
 
 def compare(left: pa.Table, right: pa.Table) -> Comparison:
-    """Compare two tables of ``read``."""
-    keys, rest = list(PREDICTION_KEY), [name for name in _COMPARED if name not in PREDICTION_KEY]
-    if left.select(keys).equals(right.select(keys)):
-        differs = np.zeros(len(left), bool)
-        for name in rest:
-            a, b = left.column(name), right.column(name)
-            if not a.equals(b):
-                differs |= np.array([x != y for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)])
-        return Comparison(len(left), len(right), int(differs.sum()), 0, 0)
-    joined = left.append_column("_l", pa.array(np.ones(len(left), bool))).join(
-        right.append_column("_r", pa.array(np.ones(len(right), bool))), keys, join_type="full outer", right_suffix="_2"
-    )
-    both = joined.filter(pc.and_(joined["_l"].is_valid(), joined["_r"].is_valid()))
-    changed = np.zeros(len(both), bool)
-    for name in rest:
-        pairs = zip(both.column(name).to_pylist(), both.column(f"{name}_2").to_pylist(), strict=True)
-        changed |= np.array([x != y for x, y in pairs], bool)
-    only_left = int(joined["_r"].null_count)
-    return Comparison(len(left), len(right), int(changed.sum()), only_left, int(joined["_l"].null_count))
+    """What differs between two tables of ``read``, in all."""
+    return report(left.to_batches(), right.to_batches()).total
 
 
-def _plain(column: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        return column.dictionary_decode()
-    return column.view(pa.int32()) if column.type == pa.float32() else column
+def compare_lakes(
+    left: LakeSettings,
+    right: LakeSettings,
+    selection: Selection | None = None,
+    *,
+    tolerance: float | None = None,
+    on_progress: Callable[[int], None] = lambda rows: None,
+) -> Report:
+    """Compare the predictions of two lakes, of any size, in bounded memory.
+
+    Args:
+        left: One lake.
+        right: The other.
+        selection: Which predictions; None: all.
+        tolerance: How far value and interval may be apart, in their unit; None: not a bit.
+        on_progress: Called with the rows read so far, of both together.
+
+    Raises:
+        LakeError: A lake has no predictions, or a file of them cannot be read.
+    """
+    sides = (_selected(side, selection or Selection()) for side in (left, right))
+    return report(*sides, tolerance=tolerance, on_progress=on_progress)
+
+
+def report(
+    left: Iterable[pa.RecordBatch],
+    right: Iterable[pa.RecordBatch],
+    *,
+    tolerance: float | None = None,
+    on_progress: Callable[[int], None] = lambda rows: None,
+) -> Report:
+    """Compare predictions as they come; of several rows with one key the first are compared with the first."""
+    encoder, done = Encoder(), 0
+    with ExitStack() as stack:
+        ours, theirs = stack.enter_context(Spill()), stack.enter_context(Spill())
+        for spill, batches in ((ours, left), (theirs, right)):
+            for batch in batches:
+                spill.add(encoder.rows(batch))
+                done += len(batch)
+                on_progress(done)
+        return _result(encoder, ours, theirs, tolerance)
+
+
+def _result(encoder: Encoder, left: Spill, right: Spill, tolerance: float | None) -> Report:
+    kinds = encoder.kinds.known
+    pairs = pair_models(*([kinds[k] for k in sorted(spill.kinds)] for spill in (left, right)))
+    tally = Tally(kinds, len(encoder.devices), pairs, tolerance)
+    for part in range(PARTS):
+        tally.add(left.part(part), right.part(part))
+    differing, same = tally.differing(encoder.devices.device_ids())
+    return Report(tolerance, tuple(pairs), tally.total(), tally.by_target(), same, tuple(differing))
+
+
+def _selected(lake: LakeSettings, selection: Selection) -> Iterator[pa.RecordBatch]:
+    times, devices = EventRange(selection.start, selection.stop), DevicePatterns(selection.devices)
+    targets = pa.array(selection.targets, pa.string())
+    for batch in read_batches(lake, "predictions", COMPARED, times=times):
+        check_columns(batch)
+        batch = devices.filter(times.filter(batch))
+        if len(targets):
+            batch = batch.filter(pc.is_in(batch.column("target").cast(pa.string()), value_set=targets))
+        yield batch

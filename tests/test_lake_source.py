@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from stored_flow import START, telemetry
 from test_lake import drain, read
 
-from voltmill.connectors.lake_source import LakeSource, _runs
+from voltmill.connectors.lake_range import EventRange, runs
+from voltmill.connectors.lake_source import LakeSource
 from voltmill.connectors.store import LakeError
 from voltmill.kernels.schema import TELEMETRY
 
@@ -93,8 +94,9 @@ def test_a_range_of_event_time_skips_row_groups(tmp_path: Path) -> None:
     found = read(str(tmp_path), start=start, stop=stop)
     assert found["source_offset"].to_pylist() == list(range(250, 400))
     metadata = pq.read_metadata(tmp_path / "telemetry/a.parquet")
-    source = LakeSource(str(tmp_path), start=start, stop=stop)
-    assert list(_runs(metadata, source, 0, 1000)) == [([2, 3, 4], 200)]  # 4 starts at stop: its first µs may be inside
+    times = EventRange(start, stop)
+    found = runs(metadata, 0, 1000, lambda group: times.may_hold(metadata.row_group(group)))
+    assert list(found) == [([2, 3, 4], 200)]  # 4 starts at stop: its first µs may be inside
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
