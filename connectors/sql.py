@@ -14,11 +14,12 @@ import pyarrow as pa
 from bytewax.dataflow import Stream, operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 
-from voltmill.connectors import sql_sqlite
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.sql_dialect import Database, SqlError
+from voltmill.connectors.sql_postgresql import PostgresqlDatabase
 from voltmill.connectors.sql_rows import dead_letters
-from voltmill.connectors.sql_settings import SqlSettings
+from voltmill.connectors.sql_settings import POSTGRESQL, SqlSettings
+from voltmill.connectors.sql_sqlite import SqliteDatabase
 from voltmill.connectors.sql_writer import Writer
 from voltmill.kernels.schema import PREDICTION, PREDICTION_KEY
 
@@ -61,7 +62,8 @@ class SqlTable:
         self._schema, self._key = schema, tuple(key)
         self._patience = patience
         self._observe, self._on_written = observe, on_written
-        self._database()
+        self.one_writer = not settings.url.startswith(POSTGRESQL)
+        _database(settings, schema, self._key)
 
     def prepare(self) -> None:
         """Make the tables where they are missing, before the flow runs; waits for a server that is away.
@@ -91,10 +93,8 @@ class SqlTable:
 
     def writer(self) -> Writer:
         """A writer with a connection of its own, opened at its first call."""
-        return Writer(self._database(), self._patience, self._observe, self._on_written)
-
-    def _database(self) -> Database:
-        return sql_sqlite.SqliteDatabase(self.settings, self._schema, self._key)
+        database = _database(self.settings, self._schema, self._key)
+        return Writer(database, self._patience, self._observe, self._on_written)
 
 
 def read_rows(
@@ -105,12 +105,17 @@ def read_rows(
     Raises:
         SqlError: no such database or table.
     """
-    return sql_sqlite.read_rows(settings, schema, key)
+    return _database(settings, schema, key).read()
+
+
+def _database(settings: SqlSettings, schema: pa.Schema, key: Sequence[str]) -> Database:
+    dialect = PostgresqlDatabase if settings.url.startswith(POSTGRESQL) else SqliteDatabase
+    return dialect(settings, schema, key)
 
 
 @operator
 def _upsert(step_id: str, up: KeyedStream[pa.RecordBatch], table: SqlTable) -> Stream[pa.RecordBatch]:
-    keyed = op.map("one", up, lambda item: (_ONE_WRITER, item[1]))
+    keyed = op.map("one", up, lambda item: (_ONE_WRITER, item[1])) if table.one_writer else up
     letters = op.stateful_batch("write", keyed, lambda state: _Logic(table, state))
     return op.key_rm("letters", letters)
 

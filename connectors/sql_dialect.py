@@ -60,5 +60,12 @@ class Database(Protocol):
     def explain(self, error: Exception) -> str:
         """What the database said, on one line."""
 
+    def read(self) -> pa.Table:
+        """Every row, ordered by key; closes the connection.
+
+        Raises:
+            SqlError: No such database or table.
+        """
+
     def close(self) -> None:
         """Close the connection, also one that is broken; never raises. The next call opens a new one."""

@@ -19,6 +19,7 @@ rows first gained 3 %. A query by device over a long archive wants an index of i
 in DuckDB. NaN and null both are NULL.
 """
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -70,6 +71,7 @@ class SqliteDatabase:
 
     def __init__(self, settings: SqlSettings, schema: pa.Schema, key: Sequence[str]) -> None:
         self._settings = settings
+        self._schema, self._key = schema, tuple(key)
         self._statements = Statements.of(settings.table, schema, key)
         self._open: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -148,6 +150,25 @@ class SqliteDatabase:
         if connection is not None:
             connection.close()
 
+    def read(self) -> pa.Table:
+        """Every row, ordered by key.
+
+        Raises:
+            SqlError: no such file or table.
+        """
+        path, table = self._settings.path, self._settings.table
+        if not path.is_file():
+            raise SqlError(f"{path}: no such file")
+        names, order = ", ".join(map(quoted, self._schema.names)), ", ".join(map(quoted, self._key))
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                rows = connection.execute(f"SELECT {names} FROM {table} ORDER BY {order}").fetchall()
+        except sqlite3.Error as error:
+            raise SqlError(f"{self.place}: {error}") from error
+        columns = zip(*rows, strict=True) if rows else ([] for _ in self._schema)
+        arrays = [_array(list(values), field.type) for values, field in zip(columns, self._schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=self._schema)
+
     def _connection(self, mode: str) -> sqlite3.Connection:
         """The open connection, or a new one; ``rw``: the file must be there, for an empty one would hide a loss."""
         if self._open is not None:
@@ -206,27 +227,6 @@ class SqliteDatabase:
             assert known is not None
             self._known[table, labels] = known
         return known
-
-
-def read_rows(settings: SqlSettings, schema: pa.Schema, key: Sequence[str]) -> pa.Table:
-    """Every row of the table, ordered by ``key``.
-
-    Raises:
-        SqlError: no such file or table.
-    """
-    if not settings.path.is_file():
-        raise SqlError(f"{settings.path}: no such file")
-    connection = sqlite3.connect(settings.path)
-    try:
-        names, order = ", ".join(map(quoted, schema.names)), ", ".join(map(quoted, key))
-        rows = connection.execute(f"SELECT {names} FROM {settings.table} ORDER BY {order}").fetchall()
-    except sqlite3.Error as error:
-        raise SqlError(f"{settings.path}: table {settings.table}: {error}") from error
-    finally:
-        connection.close()
-    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
-    arrays = [_array(list(values), field.type) for values, field in zip(columns, schema, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _primary(error: Exception) -> int | None:

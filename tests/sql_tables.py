@@ -1,20 +1,33 @@
 """What the tests of the databases share: tables with little patience, what SQLite holds, rows in order."""
 
+import itertools
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from servers import PostgreSQL, find_psqlodbc
 
+from voltmill.connectors import sql_odbc
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.sql import SqlSettings, SqlTable
+from voltmill.connectors.sql_postgresql import PostgresqlDatabase
 from voltmill.connectors.sql_writer import Writer
 from voltmill.kernels.schema import PREDICTION, PREDICTION_KEY
+
+_numbers = itertools.count()
 
 
 def at(folder: Path, **options: Any) -> SqlSettings:
     """A SQLite file in a folder."""
     return SqlSettings(url=f"sqlite:///{folder}/v.db", **options)
+
+
+def on(server: PostgreSQL, **options: Any) -> SqlSettings:
+    """An empty database on a server."""
+    name = f"test_{next(_numbers)}"
+    server.query(f"CREATE DATABASE {name}")
+    return SqlSettings(url=server.url(name), driver=str(find_psqlodbc()), **options)
 
 
 def table(where: SqlSettings, *, seconds: float = 0.001, **options: Any) -> SqlTable:
@@ -30,12 +43,43 @@ def writer(where: SqlSettings, **options: Any) -> Writer:
 
 
 def query(where: SqlSettings, text: str) -> list[tuple[Any, ...]]:
-    """What SQLite answers."""
-    connection = sqlite3.connect(where.path, isolation_level=None)
+    """What the database answers."""
+    if is_postgresql(where):
+        module = sql_odbc.pyodbc(where.place)
+        parts = PostgresqlDatabase(where, PREDICTION, PREDICTION_KEY)._connection_string([])
+        connection = module.connect(parts, autocommit=True)
+    else:
+        connection = sqlite3.connect(where.path, isolation_level=None)
     try:
-        return connection.execute(text).fetchall()
+        cursor = connection.execute(text)
+        return list(map(tuple, cursor.fetchall())) if cursor.description else []
     finally:
         connection.close()
+
+
+def is_postgresql(where: SqlSettings) -> bool:
+    return where.url.startswith("postgresql")
+
+
+def rows_of(where: SqlSettings) -> str:
+    """The table that holds the rows."""
+    return where.table if is_postgresql(where) else f"{where.table}_rows"
+
+
+def reject(where: SqlSettings, condition: str, *, state: str = "P0001") -> None:
+    """A trigger that refuses the rows of a condition, in PostgreSQL with any error."""
+    if is_postgresql(where):
+        query(
+            where,
+            "CREATE OR REPLACE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"RAISE EXCEPTION SQLSTATE '{state}' USING MESSAGE = E'no room\\nfor it'; END $$",
+        )
+        run = "EXECUTE FUNCTION reject()"
+        condition = f"({condition})"
+    else:
+        run = "BEGIN SELECT RAISE(ABORT, 'no room for it'); END"
+    each = "FOR EACH ROW " if is_postgresql(where) else ""
+    query(where, f"CREATE TRIGGER reject BEFORE INSERT ON {rows_of(where)} {each}WHEN {condition} {run}")
 
 
 def by_key(*batches: pa.RecordBatch) -> list[dict[str, Any]]:

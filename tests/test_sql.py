@@ -15,26 +15,19 @@ from bytewax.testing import TestingSink, TestingSource
 from conftest import RunFlow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sql_tables import at, by_key, query, table, writer
+from sql_tables import at, by_key, on, query, reject, rows_of, table, writer
 from stored_flow import predictions
 
 from voltmill.connectors.sql import SqlError, SqlSettings, SqlTable, read_rows
 from voltmill.kernels.schema import ALERT, DEAD_LETTER, PREDICTION, PREDICTION_KEY, TELEMETRY
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> SqlSettings:
     """An empty database of each kind."""
-    return at(tmp_path)
-
-
-def execute(where: SqlSettings, text: str) -> None:
-    query(where, text)
-
-
-def rows_of(where: SqlSettings) -> str:
-    """The table of rows, for constraints and triggers."""
-    return f"{where.table}_rows"
+    if request.param == "sqlite":
+        return at(tmp_path)
+    return on(request.getfixturevalue("postgresql"))
 
 
 def test_what_goes_in_comes_out(where: SqlSettings) -> None:
@@ -99,7 +92,7 @@ def test_any_text_number_and_time(where: SqlSettings, rows: list[dict[str, Any]]
     full = predictions(0, 1).to_pylist()[0]
     batch = pa.RecordBatch.from_pylist([full | row for row in rows], schema=PREDICTION)
     out = writer(where)
-    execute(where, f"DELETE FROM {rows_of(where)}")
+    query(where, f"DELETE FROM {rows_of(where)}")
     assert out.write([batch]) == []
     last = {tuple(row[name] for name in PREDICTION_KEY): row for row in batch.to_pylist()}
     found = {tuple(row[name] for name in PREDICTION_KEY): row for row in read_rows(where).to_pylist()}
@@ -141,22 +134,13 @@ def test_refused_rows_do_not_stop_their_neighbours(where: SqlSettings, refused: 
     """First, last, some in the middle, a run, all of them: in three batches of one call."""
     out = writer(where)
     offsets = ", ".join(map(str, refused))
-    execute(where, f"DELETE FROM {rows_of(where)}")
+    query(where, f"DELETE FROM {rows_of(where)}")
     reject(where, f"NEW.source_offset IN ({offsets})")
     found = out.write([predictions(0, 20), predictions(20, 20), predictions(40, 20)])
     assert [one.row.column("source_offset")[0].as_py() for one in found] == refused
     assert all("no room for it" in one.message and "\n" not in one.message for one in found)
     good = [n for n in range(60) if n not in refused]
     assert sorted(read_rows(where)["source_offset"].to_pylist()) == good
-
-
-def reject(where: SqlSettings, condition: str) -> None:
-    """A trigger that refuses rows."""
-    execute(
-        where,
-        f"CREATE TRIGGER reject BEFORE INSERT ON {rows_of(where)} WHEN {condition} "
-        "BEGIN SELECT RAISE(ABORT, 'no room for it'); END",
-    )
 
 
 def test_few_transactions_find_few_refused_rows(where: SqlSettings) -> None:

@@ -1,0 +1,233 @@
+"""PostgreSQL, through ODBC: one table with a typed column for each of the schema's, which reports read directly.
+
+A call is one statement with one parameter: the rows as JSON, which the server unfolds, sorts by key and
+upserts. So it takes one trip to the server and is a transaction by itself; the order keeps two writers from
+locking each other out for good. Measured, server and client on one core each: 60,000 rows/s and more.
+
+Texts are compared byte by byte (``COLLATE "C"``), which is quicker than by a language and means the same after
+an upgrade of the system. Times are ``timestamptz``; NaN and null both are NULL.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from voltmill.connectors import sql_odbc
+from voltmill.connectors.sql_dialect import Failure, SqlError
+from voltmill.connectors.sql_postgresql_text import COLUMNS, SESSION, Statements
+from voltmill.connectors.sql_settings import SqlSettings
+from voltmill.connectors.sql_text import quoted
+from voltmill.connectors.time_limit import TimeLimit
+
+_DRIVER: Final = "PostgreSQL Unicode"  # as Debian's package registers it
+_INSTALL: Final = "apt-get install odbc-postgresql, or set [sql] driver"
+#: An attempt to connect, s, so that one begun just before the server's return does not hold up the next.
+_CONNECT_SECONDS: Final = 3
+#: The server ends a statement by itself, if it can; our own limit is for one that cannot, s later.
+_GRACE_SECONDS: Final = 0.5
+
+#: By SQLSTATE, or its class (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_REFUSED: Final = {
+    "22",  # data exception: out of range, a character that a text cannot hold
+    "23",  # a constraint
+    "44",  # the check option of a view
+    "P0",  # raised by a trigger
+    "54000",  # the key is too long for its index
+}
+_TRANSIENT: Final = {
+    "08",  # connection
+    "25",  # read-only: a server that is being replaced, or its standby
+    "40",  # deadlock, serialization failure
+    "53",  # disk full, memory, too many connections
+    "55",  # locked
+    "57",  # ended by administrator, crash, time limit
+    "58",  # the server's system
+    "HY",  # the driver's: connection lost in the middle of a call, memory
+}
+#: What libpq says without a SQLSTATE when the server is there and lets us in for no time of waiting.
+_NOT_LET_IN: Final = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|does not exist|not permitted to log in"
+    r"|permission denied for database|does not support SSL|certificate|invalid (sslmode|connection option)"
+)
+
+
+class PostgresqlDatabase:
+    """One table on a PostgreSQL server.
+
+    Args:
+        settings: where.
+        schema: of every batch; columns of text, numbers, times and labels.
+        key: the columns of the primary key.
+
+    Raises:
+        ValueError: the schema or the key cannot be stored.
+    """
+
+    def __init__(self, settings: SqlSettings, schema: pa.Schema, key: Sequence[str]) -> None:
+        self._settings, self._server = settings, settings.server
+        self._schema, self._key = schema, tuple(key)
+        self._text = Statements.of(settings.table, schema, key)
+        fields = [f"c{k}" for k in range(len(schema))]  # a column may bear a word of Python
+        self._row = msgspec.defstruct(
+            "Row", [(field, Any) for field in fields], rename=dict(zip(fields, schema.names, strict=True))
+        )
+        self._limit = TimeLimit(self._server.port)
+        self._connection: Any = None
+        self._cursor: Any = None
+
+    @property
+    def place(self) -> str:
+        """Server and table."""
+        return f"{self._settings.place}: table {self._settings.table}"
+
+    def create(self) -> None:
+        """Make the table where it is missing; try the upsert on no rows, which shows what it lacks.
+
+        Raises:
+            SqlError: the table is there with other columns.
+        """
+        found = self._columns()
+        if not found:
+            try:
+                self._execute(self._text.create)
+            except Exception as error:
+                if sql_odbc.state(error) not in ("23505", "42P07"):  # another process was making it
+                    raise
+            found = self._columns()
+        for name, type_ in self._text.types.items():
+            if found.get(name) != type_:
+                what = f"{name} is {found[name]}, not {type_}" if name in found else f"{name} is missing"
+                raise SqlError(f"{self.place}: the table has other columns: {what}; name another table")
+        self._execute(self._text.upsert, "[]")
+
+    def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Store all rows in one statement, over older ones of the same keys."""
+        rows: list[msgspec.Struct] = []
+        for batch in batches:
+            rows.extend(map(self._row, *(_values(column) for column in batch.columns)))
+        self._execute(self._text.upsert, msgspec.json.encode(rows).decode())
+
+    def durable(self) -> None:
+        """Nothing to do: a commit waits for the disk."""
+
+    def classify(self, error: Exception) -> Failure:
+        """By SQLSTATE; where the connection was refused also by what was said, for then there is no other state."""
+        state = sql_odbc.state(error)
+        if state.startswith("08") and _NOT_LET_IN.search(str(error)):
+            return Failure.FATAL
+        if {state, state[:2]} & _REFUSED:
+            return Failure.REFUSED
+        return Failure.TRANSIENT if state[:2] in _TRANSIENT else Failure.FATAL
+
+    def explain(self, error: Exception) -> str:
+        """The server's message; the password is not in it, whoever wrote it."""
+        text = sql_odbc.message(error)
+        return text.replace(self._server.password, "***") if self._server.password else text
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection, self._cursor = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception:  # it was broken
+                return
+
+    def read(self) -> pa.Table:
+        """Every row, ordered by key.
+
+        Raises:
+            SqlError: the database cannot be read.
+        """
+        try:
+            self._execute(self._text.select)
+            rows = self._cursor.fetchall()
+        except Exception as error:
+            if isinstance(error, SqlError):
+                raise
+            raise SqlError(f"{self.place}: {self.explain(error)}") from error
+        finally:
+            self.close()
+        values = zip(*rows, strict=True) if rows else ([] for _ in self._schema)
+        arrays = [_array(list(column), field.type) for column, field in zip(values, self._schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=self._schema)
+
+    def _columns(self) -> dict[str, str]:
+        """Name and type of each column of the table that is there."""
+        self._execute(COLUMNS, quoted(self._settings.table))
+        return {name: type_ for name, type_ in self._cursor.fetchall()}
+
+    def _execute(self, text: str, *parameters: str) -> None:
+        if self._connection is None:
+            self._connect()
+        with self._limit.calling(self._settings.timeout_seconds + _GRACE_SECONDS):
+            self._cursor.execute(text, *parameters)
+
+    def _connect(self) -> None:
+        module = sql_odbc.pyodbc(self.place)
+        text = self._connection_string(module.drivers())
+        try:
+            with self._limit.opening(2 * _CONNECT_SECONDS):
+                connection = module.connect(text, autocommit=True)
+        except module.Error as error:
+            if sql_odbc.state(error) in ("01000", "IM002", "IM003", "IM004"):
+                raise SqlError(f"{self.place}: {sql_odbc.message(error)}; {_INSTALL}") from error
+            raise
+        self._connection, self._cursor = connection, connection.cursor()
+        self._execute(SESSION, str(round(1000 * self._settings.timeout_seconds)))
+
+    def _connection_string(self, registered: Sequence[str]) -> str:
+        server = self._server
+        options = {"connect_timeout": str(_CONNECT_SECONDS), "keepalives_idle": "30", "application_name": "voltmill"}
+        options |= server.options
+        parts = {
+            "DRIVER": self._settings.driver or _driver(registered),
+            "SERVER": server.host,
+            "PORT": str(server.port),
+            "DATABASE": server.database,
+            "UID": server.user,
+            "PWD": server.password,
+            "SSLmode": options.pop("sslmode", "prefer"),
+            "pqopt": " ".join(f"{name}={_libpq(value)}" for name, value in options.items()),
+        }
+        return sql_odbc.connection_string(**{key: value for key, value in parts.items() if value})
+
+
+def _driver(registered: Sequence[str]) -> str:
+    """The driver by its name, where it has one, else its file in Debian's place."""
+    if _DRIVER in registered:
+        return _DRIVER
+    return next(map(str, Path("/usr/lib").glob("*-linux-gnu*/odbc/psqlodbcw.so")), _DRIVER)
+
+
+def _libpq(value: str) -> str:
+    """A value in a connection string of libpq."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _values(column: pa.Array) -> Iterable[Any]:
+    """A column as JSON has it; msgspec makes null of NaN, and would of what is infinite."""
+    if pa.types.is_dictionary(column.type):
+        words = [*column.dictionary.to_pylist(), None]
+        return map(words.__getitem__, column.indices.fill_null(-1).to_numpy().tolist())
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.string())
+    if column.null_count and pa.types.is_integer(column.type):
+        return list(column.to_pylist())
+    values = column.to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(column.type) and np.isinf(values).any():
+        return [str(value) if value in (np.inf, -np.inf) else value for value in values.tolist()]
+    return list(values.tolist())
+
+
+def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(type_):
+        return pa.array(values, pa.string()).dictionary_encode()
+    if pa.types.is_timestamp(type_):
+        return pa.array(values, pa.timestamp("us")).cast(type_)  # UTC, by the connection's time zone
+    return pa.array(values, type_)
