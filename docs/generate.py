@@ -217,7 +217,8 @@ def _command_line() -> str:
         for p in command.params:
             takes = "" if getattr(p, "is_flag", False) else f" {_value_name(p)}"
             if p.param_type_name == "argument":
-                words.append((p.name or "").upper())
+                argument = (p.name or "").upper()
+                words.append(argument if p.required else f"[{argument}]")
             else:
                 option = min(p.opts, key=lambda o: (not o.startswith("--"), len(o))) + takes
                 words.append(option if p.required else f"[{option}]")
@@ -228,6 +229,7 @@ def _command_line() -> str:
 def _value_name(parameter: Any) -> str:
     names = {"config": "F", "lake": "DIR", "out": "DIR", "start": "TIME", "stop": "TIME", "warm_up": "HOURS"}
     names |= {"truth": "DIR", "folder": "DIR", "addresses": "LIST", "topic": "TOPIC", "device": "ID", "broker": "NAME"}
+    names |= {"stage": "STAGE", "reason": "REASON"}
     return names.get(parameter.name, "N")
 
 

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from voltmill import __version__
+from voltmill.flows import cli_dead_letters
 from voltmill.flows.cli_common import ConfigFile, show_line
+from voltmill.flows.cli_lake import compact
 from voltmill.flows.cli_replay import replay
 from voltmill.flows.cli_rescale import rescale
 from voltmill.flows.config import ConfigError, load
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 _run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
 app.add_typer(_run, name="run")
+app.add_typer(cli_dead_letters.app, name="dead-letters")
+app.command()(compact)
 app.command()(replay)
 app.command()(rescale)
 

@@ -142,14 +142,14 @@ class ByTopic:
             return self._default.samples(payload, topic)
         mapper = self._known.get(topic)
         if mapper is None:
-            mapper = next((m for levels, m in self._routes if _matches(levels, topic.split("/"))), self._default)
+            mapper = next((m for levels, m in self._routes if topic_matches(levels, topic.split("/"))), self._default)
             if len(self._known) < _TOPICS:
                 self._known[topic] = mapper
         return mapper.samples(payload, topic)
 
 
-def _matches(levels: list[str], topic: list[str]) -> bool:
-    """Whether a topic matches a filter: + is any level, # any rest (MQTT 5, section 4.7)."""
+def topic_matches(levels: list[str], topic: list[str]) -> bool:
+    """Whether a topic matches a filter, both cut at ``/``: + is any level, # any rest (MQTT 5, section 4.7)."""
     for place, level in enumerate(levels):
         if level == "#":
             return True
