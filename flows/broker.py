@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 Kind = Literal["mosquitto", "amqtt"]
 
@@ -170,7 +170,26 @@ def _await_ready(broker: Broker) -> None:
 
 
 async def _serve_amqtt(port: int) -> None:
-    from amqtt.broker import Broker as Amqtt
+    from amqtt.broker import Broker as Plain
+
+    class Amqtt(Plain):  # type: ignore[misc]
+        """amqtt acknowledges a message before it passes it on, and drops the rest when its sender leaves.
+
+        Seen with 0.12.1 on Python 3.12, whose faster ``wait_for`` lets the reading run ahead. So the
+        farewell waits until what was acknowledged has been passed on.
+        """
+
+        async def _client_message_loop(self, client_session: Any, handler: Any) -> None:
+            farewell = handler.wait_disconnect
+
+            async def wait_disconnect() -> Any:
+                result = await farewell()
+                while not client_session.delivered_message_queue.empty():
+                    await asyncio.sleep(0.001)
+                return result
+
+            handler.wait_disconnect = wait_disconnect
+            await super()._client_message_loop(client_session, handler)
 
     config = {
         "listeners": {"default": {"type": "tcp", "bind": f"{_HOST}:{port}"}},
