@@ -126,8 +126,8 @@ class PostgresqlDatabase:
 
     def explain(self, error: Exception) -> str:
         """The server's message; the password is not in it, whoever wrote it."""
-        text = sql_odbc.message(error)
-        return text.replace(self._server.password, "***") if self._server.password else text
+        text, password = sql_odbc.message(error), self._server.password
+        return text.replace(password, "***") if len(password) > 3 else text  # a shorter one is a part of any text
 
     def close(self) -> None:
         """Close the connection."""

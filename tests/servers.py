@@ -213,6 +213,9 @@ class PostgreSQL:
         self.start()
 
     def start(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None:
+            return
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, cwd="/", env=self._environment, **self._as
@@ -267,6 +270,13 @@ class PostgreSQL:
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
+
+    def give(self, file: Path, name: str) -> None:
+        """Put a copy of a file into its data folder, for its eyes only."""
+        copy = self.folder / "data" / name
+        shutil.copyfile(file, copy)
+        copy.chmod(0o600)
+        shutil.chown(copy, self._as.get("user"), self._as.get("group", os.getegid()))
 
     def remove(self) -> None:
         """Stop it, and delete its data."""

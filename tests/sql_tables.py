@@ -44,17 +44,29 @@ def writer(where: SqlSettings, **options: Any) -> Writer:
 
 def query(where: SqlSettings, text: str) -> list[tuple[Any, ...]]:
     """What the database answers."""
-    if is_postgresql(where):
-        module = sql_odbc.pyodbc(where.place)
-        parts = PostgresqlDatabase(where, PREDICTION, PREDICTION_KEY)._connection_string([])
-        connection = module.connect(parts, autocommit=True)
-    else:
-        connection = sqlite3.connect(where.path, isolation_level=None)
+    connection = connect(where)
     try:
         cursor = connection.execute(text)
         return list(map(tuple, cursor.fetchall())) if cursor.description else []
     finally:
         connection.close()
+
+
+def connect(where: SqlSettings) -> Any:
+    """A connection of a test's own."""
+    if not is_postgresql(where):
+        return sqlite3.connect(where.path, isolation_level=None, check_same_thread=False)
+    text = PostgresqlDatabase(where, PREDICTION, PREDICTION_KEY)._connection_string([])
+    return sql_odbc.pyodbc(where.place).connect(text, autocommit=True)
+
+
+def locked(where: SqlSettings) -> Any:
+    """A connection that keeps others from writing until it is closed."""
+    connection = connect(where)
+    connection.execute("BEGIN" if is_postgresql(where) else "BEGIN IMMEDIATE")
+    if is_postgresql(where):
+        connection.execute(f"LOCK TABLE {where.table}")
+    return connection
 
 
 def is_postgresql(where: SqlSettings) -> bool:

@@ -1,4 +1,7 @@
-"""A flow that is killed: numbered telemetry to the lake and predictions to SQL. Run: stored_flow.py FOLDER ROWS."""
+"""A flow that is killed: numbered telemetry to the lake and predictions to SQL.
+
+Run: stored_flow.py FOLDER ROWS [URL DRIVER]; without a URL the database is a SQLite file in the folder.
+"""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -91,7 +94,7 @@ class _Source(FixedPartitionedSource[tuple[str, int], int]):
         return _Reader(resume_state or 0, self.rows)
 
 
-def main(folder: Path, rows: int) -> None:
+def main(folder: Path, rows: int, url: str = "", driver: str = "") -> None:
     settings = LakeSettings(url=str(folder / "lake"), max_file_rows=90, max_snapshot_bytes=3_000)
     recovery = folder / "recovery"
     if not recovery.exists():
@@ -104,7 +107,8 @@ def main(folder: Path, rows: int) -> None:
     op.output(
         "lake", samples, LakeSink(settings, table="telemetry", schema=TELEMETRY, shards=SHARDS, store="20261122T1-a")
     )
-    table = SqlTable(SqlSettings(url=f"sqlite:///{folder / 'voltmill.db'}"), patience=Patience("the database"))
+    database = SqlSettings(url=url or f"sqlite:///{folder / 'voltmill.db'}", driver=driver)
+    table = SqlTable(database, patience=Patience("the database"))
     table.prepare()
     letters = table.upsert("sql", values)
     op.output("refused", letters, StdOutSink())
@@ -112,4 +116,4 @@ def main(folder: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,6 +1,9 @@
 """What holds for a table in any database, shown on real ones."""
 
 import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,15 @@ import pyarrow as pa
 import pytest
 import stored_flow
 from bytewax.dataflow import Dataflow
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.testing import TestingSink, TestingSource
 from conftest import RunFlow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sql_tables import at, by_key, on, query, reject, rows_of, table, writer
+from sql_tables import at, by_key, locked, on, query, reject, rows_of, table, writer
 from stored_flow import predictions
 
+from voltmill.connectors.outage import Patience
 from voltmill.connectors.sql import SqlError, SqlSettings, SqlTable, read_rows
 from voltmill.kernels.schema import ALERT, DEAD_LETTER, PREDICTION, PREDICTION_KEY, TELEMETRY
 
@@ -179,7 +184,7 @@ def test_committed_rows_are_reported(where: SqlSettings) -> None:
     assert sum(rows for rows, _ in seen) == 13
 
 
-def flow_into(made: SqlTable, sent: list[Any], letters: list[pa.RecordBatch]) -> Dataflow:
+def flow_into(made: SqlTable, sent: Iterable[Any], letters: list[pa.RecordBatch]) -> Dataflow:
     """Keyed batches into a table; what it refuses into a list."""
     flow = Dataflow("test")
     batches = op.input("in", flow, TestingSource(sent, batch_size=1))
@@ -236,6 +241,65 @@ def test_recovery_forgets_nothing(where: SqlSettings, run_flow: RunFlow, tmp_pat
     good = [row for row in by_key(predictions(0, 120)) if row["source_offset"] != 30]
     assert read_rows(where).to_pylist() == good
     assert {row["source_offset"] for batch in letters for row in batch.to_pylist()} == {30}
+
+
+def test_while_the_database_is_away_nothing_is_read(where: SqlSettings, run_flow: RunFlow) -> None:
+    """So memory stays as it is: at most one batch is on its way while a lock is held."""
+    waiting, seen = threading.Event(), [0]
+    where = msgspec.structs.replace(where, timeout_seconds=0.2)
+    patience = Patience("a database", seconds=60.0, on_waiting=lambda waits: waiting.set() if waits else None)
+    made = table(where, patience=patience)
+    made.prepare()
+    counts: list[int] = []
+
+    def release() -> None:
+        assert waiting.wait(30)
+        for _ in range(2):
+            time.sleep(0.5)
+            counts.append(seen[0])
+        lock.close()
+
+    def read() -> Iterator[tuple[str, pa.RecordBatch]]:
+        for n in range(50):
+            seen[0] += 1
+            yield "00", predictions(20 * n, 20)
+
+    lock = locked(where)
+    helper = threading.Thread(target=release)
+    helper.start()
+    run_flow(flow_into(made, read(), []))
+    helper.join()
+    assert counts[0] == counts[1] <= 2 and seen[0] == 50
+    assert read_rows(where).num_rows == 1000
+
+
+class _OldSink(FixedPartitionedSink[Any, Any], StatefulSinkPartition[Any, Any]):
+    """Leaves in the recovery store what the SQL sink of the first version left there."""
+
+    def list_parts(self) -> list[str]:
+        return ["sql"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> "_OldSink":
+        return self
+
+    def write_batch(self, values: list[Any]) -> None:
+        return
+
+    def snapshot(self) -> Any:
+        return ("v1",)
+
+
+def test_a_store_of_the_sink_that_this_once_was_is_resumed(
+    where: SqlSettings, run_flow: RunFlow, tmp_path: Path
+) -> None:
+    made = table(where)
+    made.prepare()
+    sent: list[Any] = [("00", predictions(0, 20)), TestingSource.EOF(), ("00", predictions(20, 20))]
+    old = Dataflow("test")
+    op.output("predictions-1", op.input("in", old, TestingSource(sent, batch_size=1)), _OldSink())
+    run_flow(old, recovery=tmp_path / "state", epoch_seconds=0)
+    run_flow(flow_into(made, sent, []), recovery=tmp_path / "state", epoch_seconds=0)
+    assert sorted(read_rows(where)["source_offset"].to_pylist()) == list(range(20, 40))
 
 
 def test_nonsense_is_refused_where_it_is_set() -> None:

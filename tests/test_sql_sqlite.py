@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 import stored_flow
-from sql_tables import at, by_key, query, table, writer
+from sql_tables import at, by_key, locked, query, table, writer
 from stored_flow import predictions
 
 from voltmill.connectors import outage
@@ -64,12 +64,6 @@ def test_kill_9_leaves_each_prediction_once(tmp_path: Path) -> None:
     assert not Path(f"{where.path}-wal").exists()  # folded in when the stream ended
 
 
-def locked(where: SqlSettings) -> sqlite3.Connection:
-    other = sqlite3.connect(where.path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    return other
-
-
 def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
     waiting: list[bool] = []
     patience = Patience("a database", on_waiting=waiting.append)
@@ -79,7 +73,6 @@ def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
     work.start()
     while not waiting:
         work.join(0.01)
-    other.execute("ROLLBACK")
     other.close()
     work.join(10)
     assert waiting == [True, False]
@@ -91,7 +84,6 @@ def test_a_wait_that_is_too_long_ends_with_one_line(tmp_path: Path) -> None:
     other = locked(at(tmp_path))
     with pytest.raises(SqlError, match=r"^[^\n]*v\.db: table predictions: database is locked$"):
         out.write([predictions(0, 5)])
-    other.execute("ROLLBACK")
     other.close()
     assert read_rows(at(tmp_path)).num_rows == 0
     assert out.write([predictions(0, 5)]) == []
