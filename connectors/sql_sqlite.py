@@ -57,6 +57,10 @@ _REFUSED: Final = {
 _NOT_OURS: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 
 
+#: SQLite waits for a lock without looking at the drain, s; longer waits are Patience's.
+_LOCK_SECONDS: Final = 1.0
+
+
 class SqliteDatabase:
     """The tables in one SQLite file.
 
@@ -176,7 +180,7 @@ class SqliteDatabase:
         connection = sqlite3.connect(
             f"{self._settings.path.absolute().as_uri()}?mode={mode}",
             uri=True,
-            timeout=self._settings.timeout_seconds,
+            timeout=min(self._settings.timeout_seconds, _LOCK_SECONDS),
             isolation_level=None,
             check_same_thread=False,
         )
