@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 import msgspec
 import pyarrow as pa
 
-from voltmill.connectors.compact_plan import Candidate, Plan, plan
+from voltmill.connectors import compact_plan
+from voltmill.connectors.compact_plan import Candidate, Plan
 from voltmill.connectors.compact_settings import Compacted, CompactSettings
 from voltmill.connectors.compact_writer import Parts, join, parts
 from voltmill.connectors.lake_files import LakeFile, Listing, Stream, merged_name, parse
@@ -108,8 +109,8 @@ class DayCompaction:
 
     def _plan(self, files: Sequence[LakeFile]) -> Plan:
         candidates = [Candidate(file, self._bytes_written(file)) for file in files]
-        limit = self._settings.max_file_mb << 20
-        return plan(candidates, limit=limit, settled=self._day.settled, over=self._day.over)
+        limit = self._settings.max_file_mb * compact_plan.GRANULE
+        return compact_plan.plan(candidates, limit=limit, settled=self._day.settled, over=self._day.over)
 
     def _alike(self, files: list[LakeFile]) -> list[LakeFile]:
         """Without the first ones, as long as they have other columns than those after them."""
