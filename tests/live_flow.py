@@ -100,11 +100,13 @@ class Live:
         self.processes.append(process)
         return process
 
-    def start_cluster(self, processes: int = 2) -> "list[subprocess.Popen[bytes]]":
+    def start_cluster(
+        self, processes: int = 2, module: str = "voltmill.flows.cli", **environ: str
+    ) -> "list[subprocess.Popen[bytes]]":
         """Start the processes of a cluster, which need as many topic filters and recovery partitions to have work."""
         addresses = ";".join(f"127.0.0.1:{free_port()}" for _ in range(processes))
-        command = ["voltmill.flows.cli", "run", "live", "-c", str(self.config), "-a", addresses, "-i"]
-        return [self.start([*command, str(k)]) for k in range(processes)]
+        command = [module, "run", "live", "-c", str(self.config), "-a", addresses, "-i"]
+        return [self.start([*command, str(k)], **environ) for k in range(processes)]
 
     def end(self) -> None:
         """Kill what still runs."""
