@@ -15,6 +15,7 @@ number of a shard, so no recovery can ever want to remove a merged row. Why it h
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -72,6 +73,7 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
                 self._add(batch)
         if not sink.existing:
             self._files.make()
+        self._look_again_at = math.inf if self._files.local else time.monotonic() + sink.settings.attempt_seconds
         own = self._path() if self._rows else None
         self._remove_orphans(keep=own, first=state is None)
         self._flush()
@@ -100,6 +102,7 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
     def close(self) -> None:
         """At the end of the stream: write what is buffered, so that the lake is whole for readers."""
         self._flush()
+        self._remove_late(-math.inf)
 
     def _add(self, batch: pa.RecordBatch) -> None:
         if not batch.schema.equals(self._sink.schema):
@@ -131,6 +134,7 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         """Write what is buffered as the next file."""
         if not self._rows:
             return
+        self._remove_late(self._look_again_at)
         path = self._path()
         level = self._settings.compression_level
         data = encode(self._buffer, self._sink.schema, level=level, metadata=self._facts())
@@ -176,6 +180,19 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
             self._check_orphan(file)
         for file in orphans:
             if file.path != keep:
+                self._files.remove(file.path)
+
+    def _remove_late(self, due: float) -> None:
+        """Look for orphans once more, from ``due`` on, in an object store.
+
+        The last request of a killed process may have been under way to it, and be carried out after the start.
+        """
+        if math.isinf(self._look_again_at) or time.monotonic() < due:
+            return
+        self._look_again_at = math.inf
+        for file in self._written():
+            if file.last >= self._sequence:
+                log.info("lake file removed that came late", extra={"file": file.path})
                 self._files.remove(file.path)
 
     def _written(self) -> list[LakeFile]:

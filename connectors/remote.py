@@ -90,9 +90,17 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return (ClientConnectionError, ClientPayloadError, refused, ServiceRequestError, ServiceResponseError)
 
 
-def without_secrets(text: str, options: dict[str, Any]) -> str:
-    """``text`` on one line, with what could open the lake struck out."""
-    line = _SECRET.sub(r"\1***", " ".join(text.split()))
+def line_of(error: Exception, options: dict[str, Any]) -> str:
+    """An error of a library on one line, with what could open the lake struck out.
+
+    Of an answer of Azure's the sentence and the code, not the XML they came in.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, TimeoutError):
+        text = text or "no answer in time"
+    if code := re.search(r" RequestId:.* ErrorCode: ?(\w+)", text):
+        text = f"{text[: code.start()]} ({code[1]})"
+    line = _SECRET.sub(r"\1***", f"{type(error).__name__}: {text}")
     for secret in (value for value in options.values() if isinstance(value, str) and len(value) > 3):
         line = line.replace(secret, "***")
     return line[:400]

@@ -10,19 +10,17 @@ written, a server that does not answer. The lake's own folder or container is ne
 for a mount or a container that is missing for a while would be split in two.
 """
 
-import contextlib
 import logging
 import os
-import secrets
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from voltmill.connectors import remote
+from voltmill.connectors import local, remote
 from voltmill.connectors.outage import Patience
 
 T = TypeVar("T")
@@ -63,7 +61,8 @@ class Store:
         options: what the file system needs beside the URL: account, credentials.
         patience: how long an absent lake is waited for; None: ``ONE_OFF_SECONDS``.
         attempt_seconds: how long one request to a remote store may take, s, and a second more a MiB it
-            carries; the local disk, and file systems of fsspec that are not asynchronous, have no limit.
+            carries (to list a table ten times as long); the local disk, and file systems of fsspec that are
+            not asynchronous, have no limit.
 
     Raises:
         LakeError: the URL's protocol is unknown or its package is not installed; in every method: what does
@@ -83,7 +82,7 @@ class Store:
         try:
             self.fs, self.root = remote.open_url(url, self._options)
         except (ImportError, ValueError, TypeError) as error:
-            raise LakeError(f"lake {self.url}: {self._line(error)}") from None
+            raise LakeError(f"lake {self.url}: {remote.line_of(error, self._options)}") from None
         self.local = isinstance(self.fs, LocalFileSystem)
         self._patience = patience or Patience("the lake", seconds=ONE_OFF_SECONDS)
         self._attempt_seconds = attempt_seconds
@@ -171,14 +170,14 @@ class Store:
 
     def _write_once(self, relative: str, data: pa.Buffer) -> None:
         if self.local:
-            _write_local(self.root, relative, data)
+            local.write(self.root, relative, data)
         else:
             self.fs.pipe_file(self.path(relative), data.to_pybytes(), **self._limit(data.size))
 
     def _create_once(self, relative: str, data: pa.Buffer) -> bool:
         try:
             if self.local:
-                _write_local(self.root, relative, data, new=True)
+                local.write(self.root, relative, data, new=True)
             else:
                 self.fs.pipe_file(self.path(relative), data.to_pybytes(), mode="create", **self._limit(data.size))
         except FileExistsError:
@@ -187,7 +186,7 @@ class Store:
 
     def _move_once(self, relative: str, new: str) -> None:
         if self.local:
-            _make_folders(self.root, os.path.dirname(new))
+            local.make_folders(self.root, os.path.dirname(new))
             os.replace(self.path(relative), self.path(new))
             return
         path = self.path(relative)
@@ -220,9 +219,10 @@ class Store:
 
     def _sizes_once(self, path: str) -> list[tuple[str, int]]:
         if self.local:
-            return list(_sizes_local(path))
+            return list(local.sizes(path))
         self.fs.invalidate_cache()
-        return [(path, entry["size"]) for path, entry in self.fs.find(path, detail=True, **self._limit()).items()]
+        found = self.fs.find(path, detail=True, **self._limit(requests=10))  # 5,000 names each, in Azure
+        return [(path, entry["size"]) for path, entry in found.items()]
 
     def _ls(self, path: str) -> list[str]:
         self.fs.invalidate_cache()  # listings are cached; another process may have written since
@@ -232,9 +232,9 @@ class Store:
         """What must be there before anything can: the folder, or the container of an object store."""
         return str(self.root).split("/")[0] if self._limited else str(self.root)
 
-    def _limit(self, size: int = 0) -> dict[str, float]:
+    def _limit(self, size: int = 0, *, requests: int = 1) -> dict[str, float]:
         """The argument that ends a request of ``size`` bytes in time, where the file system takes one."""
-        return {"timeout": self._attempt_seconds + size / _BYTES_A_SECOND} if self._limited else {}
+        return {"timeout": requests * self._attempt_seconds + size / _BYTES_A_SECOND} if self._limited else {}
 
     def _call(self, verb: str, relative: str, do: Callable[[], T], *, denied_passes: bool = True) -> T:
         def attempt() -> T:
@@ -245,69 +245,8 @@ class Store:
                     raise
                 passes = remote.may_pass(error) and (denied_passes or not remote.denied(error))
                 kind = LakeAwayError if passes else LakeError
-                raise kind(f"lake {self.url}: cannot {verb} {relative}: {self._line(error)}") from error
+                raise kind(
+                    f"lake {self.url}: cannot {verb} {relative}: {remote.line_of(error, self._options)}"
+                ) from error
 
         return self._patience.call(attempt, lambda error: isinstance(error, LakeAwayError))
-
-    def _line(self, error: Exception) -> str:
-        """An error of a library on one line."""
-        return remote.without_secrets(f"{type(error).__name__}: {error}", self._options)
-
-
-def _sizes_local(base: str) -> Iterator[tuple[str, int]]:
-    """Files with their bytes; what goes meanwhile is left out, an error is raised (fsspec leaves the folder out)."""
-
-    def failed(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    for folder, _, names in os.walk(base, onerror=failed):
-        for name in names:
-            path = os.path.join(folder, name)
-            with contextlib.suppress(FileNotFoundError):
-                yield path, os.stat(path).st_size
-
-
-def _write_local(root: str, relative: str, data: pa.Buffer, *, new: bool = False) -> None:
-    folder, name = os.path.split(os.path.join(root, relative))
-    # Of those that try to be the first, each has a file of its own.
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp" if new else f".{name}.tmp")
-    _make_folders(root, os.path.dirname(relative))
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            os.link(temporary, os.path.join(folder, name))  # unlike a rename it replaces nothing
-            os.remove(temporary)
-        else:
-            os.replace(temporary, os.path.join(folder, name))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)  # on a full disk it would hold the last of the room
-        raise
-    # The rename itself is durable once the folder is: the epoch that follows relies on it.
-    _flush_folder(folder)
-
-
-def _make_folders(root: str, relative: str) -> None:
-    """Make the folders below the root, which is there, each durable in the one above."""
-    above = root
-    for part in PurePosixPath(relative).parts:
-        folder = os.path.join(above, part)
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            pass
-        else:
-            _flush_folder(above)
-        above = folder
-
-
-def _flush_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
