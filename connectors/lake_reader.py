@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_files import Listing, Stream, parse
 from voltmill.connectors.lake_range import EventRange, runs
-from voltmill.connectors.parquet import PARTS_KEY
+from voltmill.connectors.parquet import PARTS_KEY, ROW_GROUP_ROWS
 from voltmill.connectors.store import LakeError, Store
 
 __all__ = [
@@ -237,6 +237,7 @@ def read_batches(
     columns: Sequence[str] | None = None,
     *,
     times: EventRange | None = None,
+    batch_rows: int = ROW_GROUP_ROWS,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a table, each once, in order of arrival, as the files have them; those that are there at the call.
 
@@ -245,6 +246,7 @@ def read_batches(
         table: folder below it.
         columns: those wanted; a file that lacks one gives batches without it. None: all.
         times: row groups that hold no event time of it are left out; their other rows are not.
+        batch_rows: rows of a batch at most, where they may be large.
 
     Raises:
         FileGone: a file went, and no other holds its rows.
@@ -257,7 +259,7 @@ def read_batches(
             yield 0, pa.RecordBatch.from_pylist([], pa.schema([file.schema_arrow.field(name) for name in names]))
         wanted = times or EventRange()
         for groups, after in runs(file.metadata, start, stop, lambda k: wanted.may_hold(file.metadata.row_group(k))):
-            for batch in file.iter_batches(row_groups=groups, columns=names, use_threads=False):
+            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=names, use_threads=False):
                 first, after = after, after + batch.num_rows
                 if start < after and first < stop:
                     yield after, batch.slice(max(start - first, 0), min(stop, after) - max(start, first))

@@ -32,7 +32,8 @@ ID_DIGITS: Final = 20
 NEVER: Final = np.iinfo(np.int64).min
 
 _ID: Final = f"S{ID_DIGITS}"
-_SLICE_ROWS: Final = 2048
+#: Letters may be large, up to ``decode.max_payload_bytes``.
+_BATCH_ROWS: Final = 2048
 _PENDING: Final = 65_536
 
 
@@ -43,11 +44,11 @@ def read_letters(lake: LakeSettings) -> Iterator[pa.RecordBatch]:
         LakeError: a file that cannot be read, or is of another schema.
     """
     try:
-        for batch in read_batches(lake, TABLE):
+        for batch in read_batches(lake, TABLE, batch_rows=_BATCH_ROWS):
             if missing := [name for name in DEAD_LETTER.names if name not in batch.schema.names]:
                 raise LakeError(f"lake {lake.url}: {TABLE}: a file has no column {', '.join(missing)}")
-            for begin in range(0, batch.num_rows, _SLICE_ROWS):
-                yield batch.select(DEAD_LETTER.names).slice(begin, _SLICE_ROWS).cast(DEAD_LETTER)
+            if batch.num_rows:
+                yield batch.select(DEAD_LETTER.names).cast(DEAD_LETTER)
     except NoFiles:
         return
 

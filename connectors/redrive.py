@@ -194,22 +194,22 @@ class _Reader(threading.Thread):
                 return
 
     def _file(self, number: int, taken: bool) -> None:
-        with self._spool.open(number) as file:
-            claim = self._claims.get(number) or self._claim(number, taken, file.metadata.num_rows)
-            if claim.store == self._store and not claim.done:
-                self._claims[number] = claim
-                if number >= self._place[0]:
-                    self._read(number, file, claim.rows)
-            elif claim.store != self._store and not claim.done:
-                log.info("spool file left to another flow", extra={"file": file_name(number), "store": claim.store})
+        claim = self._claims.get(number) or (self._spool.claim(number) if taken else None)
+        if claim is None or not (claim.done or claim.store != self._store):
+            with self._spool.open(number) as file:
+                claim = claim or self._take(number, file.metadata.num_rows)
+                if claim.store == self._store and not claim.done:
+                    self._claims[number] = claim
+                    if number >= self._place[0]:
+                        self._read(number, file, claim.rows)
+        if claim.store != self._store and not claim.done:
+            log.info("spool file left to another flow", extra={"file": file_name(number), "store": claim.store})
         if not self._ended.requested:
             self._passed.add(number)
 
-    def _claim(self, number: int, taken: bool, rows: int) -> Claim:
+    def _take(self, number: int, rows: int) -> Claim:
         claim = Claim(store=self._store, of=rows)
-        if taken or not self._spool.take(number, claim):
-            claim = self._spool.claim(number) or claim
-        return claim
+        return claim if self._spool.take(number, claim) else self._spool.claim(number) or claim
 
     def _read(self, number: int, file: Any, durable: int) -> None:
         # Further than the place is durable only if the recovery store was lost.
