@@ -15,12 +15,13 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.testing import TestingSink
 from conftest import RunFlow
+from servers import Azurite
 from spool_files import NOON, letters, spool, spool_file, until
 
 from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.redrive import RedrivePartition, RedriveSettings, RedriveSource, State
-from voltmill.connectors.spool import ROW_GROUP_ROWS, Claim
+from voltmill.connectors.spool import ROW_GROUP_ROWS, Claim, Spool
 from voltmill.kernels.schema import RAW
 
 SOON = RedriveSettings(poll_seconds=0.02)
@@ -305,13 +306,25 @@ class TestSpool:
         assert (lake / "redrive/0000000000.parquet").read_bytes() == files[winner].to_pybytes()
         assert [path.name for path in (lake / "redrive").iterdir()] == ["0000000000.parquet"]
 
-    def test_in_an_object_store_too(self) -> None:
-        store = LakeSettings(url="memory://spool-test").open()
+    def test_in_an_object_store_too(self, azurite: Azurite) -> None:
+        settings = LakeSettings(url="abfs://redrive-test/lake", storage_options=azurite.options)
+        store = settings.open()
         store.make()
-        data = spool_file(letters([b"1"]))
-        assert store.create("redrive/0000000000.parquet", data)
-        assert not store.create("redrive/0000000000.parquet", pa.py_buffer(b"other"))
+        data = spool_file(letters(payloads(0, 3)))
+        assert Spool(store).numbers() == ([], set())
+        assert Spool(store).add(data, 0)
+        assert not Spool(store).add(spool_file(letters([b"other"])), 0)
         assert store.read("redrive/0000000000.parquet") == data.to_pybytes()
+        part = RedriveSource(SOON, settings, store="s").build_part("redrive", "redrive", None)
+        try:
+            assert [row["payload"] for row in take(part, 3)] == payloads(0, 3)
+            part.snapshot()
+            part.next_batch()
+            done = Claim(store="s", rows=3, of=3)
+            until(lambda: Spool(settings.open()).claim(0) == done, "not recorded")
+        finally:
+            part.close()
+        assert not Spool(store).take(0, Claim(store="other", of=3)) and Spool(store).claim(0) == done
 
     def test_large_payloads_make_small_row_groups(self, lake: Path) -> None:
         assert spool(lake).add(spool_file(letters([bytes(1 << 20)] * 20)), 0)
