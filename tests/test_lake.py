@@ -1,17 +1,9 @@
-import errno
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import fsspec
 import pyarrow as pa
@@ -22,13 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_flow import telemetry
 
-from voltmill.connectors import outage
-from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeError, LakePartition, LakeSettings, LakeSink
 from voltmill.connectors.lake_source import LakeReader, LakeSource
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.parquet import ROWS_KEY, SEQUENCE_KEY, SETTLED_KEY, SHARD_KEY, STORE_KEY, encode
-from voltmill.connectors.store import LakeAwayError
 from voltmill.kernels.schema import LABEL, PREDICTION, TELEMETRY
 
 STORE = "20261122T103000Z-3fa2"
@@ -69,6 +58,7 @@ def sink(
 
 def files(url: str) -> list[str]:
     fs, root = fsspec.url_to_fs(url)
+    fs.invalidate_cache()
     paths = sorted(path[len(root) + 1 :] for path in fs.find(root))
     return [path for path in paths if not path.startswith("_set_aside/")]
 
@@ -99,54 +89,37 @@ def read(url: str, **options: Any) -> pa.Table:
 STEPS = st.lists(st.one_of(st.integers(0, 12), st.sampled_from(["snapshot", "crash", "late"])), max_size=40)
 
 
+def check_each_row_once(url: str, steps: list[int | str], **options: Any) -> None:
+    """``late``: the process dies after the sinks' snapshot, before the epoch is durable."""
+    writer = sink(url, **options)
+    part, place, durable = writer.build_part("out", "00", None), 0, (0, None)
+    for step in steps:
+        if isinstance(step, int):
+            part.write_batch([telemetry(place, step)])
+            place += step
+        elif step == "snapshot":
+            durable = (place, part.snapshot())
+        else:
+            if step == "late":
+                part.snapshot()
+            part, place = writer.build_part("out", "00", durable[1]), durable[0]
+    part.write_batch([telemetry(place, 3)])
+    part.close()
+    assert offsets(url) == list(range(place + 3))
+    # The end of the stream is as good a place to die as any.
+    part, place = writer.build_part("out", "00", durable[1]), durable[0]
+    part.write_batch([telemetry(place, 5)])
+    part.close()
+    assert offsets(url) == list(range(place + 5))
+
+
 @settings(deadline=None, max_examples=120)
 @given(STEPS, st.integers(1, 25), st.sampled_from([0, 2_000, 10**6]))
 def test_each_row_is_there_once_and_in_order_whatever_crashes(
     steps: list[int | str], max_file_rows: int, max_snapshot_bytes: int
 ) -> None:
-    """``late``: the process dies after the sinks' snapshot, before the epoch is durable."""
     for url in _remote():
-        writer = sink(url, max_file_rows=max_file_rows, max_snapshot_bytes=max_snapshot_bytes)
-        part, place, durable = writer.build_part("out", "00", None), 0, (0, None)
-        for step in steps:
-            if isinstance(step, int):
-                part.write_batch([telemetry(place, step)])
-                place += step
-            elif step == "snapshot":
-                durable = (place, part.snapshot())
-            else:
-                if step == "late":
-                    part.snapshot()
-                part, place = writer.build_part("out", "00", durable[1]), durable[0]
-        part.write_batch([telemetry(place, 3)])
-        part.close()
-        assert offsets(url) == list(range(place + 3))
-        # The end of the stream is as good a place to die as any.
-        part, place = writer.build_part("out", "00", durable[1]), durable[0]
-        part.write_batch([telemetry(place, 5)])
-        part.close()
-        assert offsets(url) == list(range(place + 5))
-
-
-def test_kill_9_leaves_each_row_once(tmp_path: Path) -> None:
-    rows, kills = 2_400, 0
-    command = [sys.executable, stored_flow.__file__, str(tmp_path), str(rows)]
-    choose = random.Random(5)
-    for wanted in (2, 6, 12, 18):
-        child = subprocess.Popen(command, stderr=subprocess.PIPE)
-        more = wanted + choose.randrange(4)
-        while child.poll() is None and len(list(tmp_path.rglob("*.parquet"))) < more:
-            time.sleep(0.001)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        kills += child.returncode == -signal.SIGKILL
-    subprocess.run(command, check=True)
-    assert kills >= 2
-    found = read(str(tmp_path / "lake"))
-    assert sorted(found["source_offset"].to_pylist()) == list(range(rows))
-    for shard in stored_flow.SHARDS:
-        inside = offsets(str(tmp_path / "lake"), shard)
-        assert inside == sorted(inside)
+        check_each_row_once(url, steps, max_file_rows=max_file_rows, max_snapshot_bytes=max_snapshot_bytes)
 
 
 def test_a_finished_flow_loses_nothing_when_it_is_started_again(tmp_path: Path) -> None:
@@ -353,88 +326,6 @@ def test_written_batches_are_reported_once_they_are_there(tmp_path: Path) -> Non
     part = writer.build_part("out", "00", None)
     part.write_batch([telemetry(0, 4), telemetry(4, 7), telemetry(11, 2)])
     assert seen == [(4, 1), (7, 1)]
-
-
-def test_an_error_that_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flush, failures = os.fsync, [OSError(errno.ENOSPC, "full"), OSError(errno.EROFS, "read only")]
-
-    def flaky(descriptor: int) -> None:
-        if failures:
-            raise failures.pop()
-        flush(descriptor)
-
-    waits: list[bool] = []
-    part = sink(str(tmp_path), patience=Patience("the lake", on_waiting=waits.append)).build_part("out", "00", None)
-    part.write_batch([telemetry(0, 4)])
-    monkeypatch.setattr("os.fsync", flaky)
-    part.close()
-    assert not failures and waits == [True, False]
-    assert offsets(str(tmp_path)) == [0, 1, 2, 3]
-
-
-def test_an_error_that_stays_is_raised_and_no_half_file_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = sink(str(tmp_path), patience=Patience("the lake", seconds=0.2)).build_part("out", "00", None)
-    part.write_batch([telemetry(0, 4)])
-
-    def broken(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "disk\nfull")
-
-    monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(
-        LakeAwayError, match=rf"cannot write telemetry/date=.*{STORE}-0000000000.parquet: OSError: .*k full"
-    ):
-        part.close()
-    assert files(str(tmp_path)) == []
-
-
-@pytest.mark.parametrize("error", [TypeError("a bug"), OSError(errno.ENAMETOOLONG, "too long")])
-def test_what_does_not_pass_is_raised_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    part = sink(str(tmp_path), patience=Patience("the lake")).build_part("out", "00", None)
-    part.write_batch([telemetry(0, 4)])
-    monkeypatch.setattr("os.replace", Mock(side_effect=error))
-    with pytest.raises(LakeError, match="cannot write"):
-        part.close()
-
-
-def test_a_drain_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drain, calls = Drain(), count()
-    part = sink(str(tmp_path), patience=Patience("the lake", drain=drain)).build_part("out", "00", None)
-    part.write_batch([telemetry(0, 4)])
-
-    def full(*_: Any) -> None:
-        if next(calls) == 2:
-            drain.request()
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr("os.replace", full)
-    monkeypatch.setattr(outage, "DRAIN_SECONDS", 0.2)
-    with pytest.raises(LakeAwayError, match="full"):
-        part.close()
-
-
-def test_a_lake_that_was_taken_away_is_waited_for_and_not_begun_anew(tmp_path: Path) -> None:
-    lake, away = tmp_path / "lake", tmp_path / "away"
-    part = sink(str(lake)).build_part("out", "00", None)
-    part.write_batch([telemetry(0, 4)])
-    state = part.snapshot()
-    part.close()
-    lake.rename(away)
-    with pytest.raises(LakeAwayError, match="cannot list telemetry: FileNotFoundError"):
-        sink(str(lake), patience=Patience("the lake", seconds=0.2), existing=True).build_part("out", "00", state)
-    back = threading.Timer(0.3, away.rename, [lake])
-    back.start()
-    part = sink(str(lake), patience=Patience("the lake", seconds=20), existing=True).build_part("out", "00", state)
-    part.write_batch([telemetry(4, 4)])
-    lake.rename(away)
-    back = threading.Timer(0.3, away.rename, [lake])
-    back.start()
-    part.close()
-    back.join()
-    assert offsets(str(lake)) == list(range(8))
 
 
 @pytest.mark.parametrize("state", [("v2", 1), "v1", ("v1", 1, "2026-11-22"), 7])
