@@ -57,8 +57,12 @@ def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -
 
 
 _LINEAGE: Final = [
-    _field("source", LABEL, "kind of the source the message came through, such as mqtt"),
-    _field("source_partition", LABEL, "partition of the source: the MQTT topic filter"),
+    _field(
+        "source", LABEL, "kind of the source the message came through: mqtt, or redrive for a dead letter sent again"
+    ),
+    _field(
+        "source_partition", LABEL, "partition of the source: the MQTT topic filter, or the file that holds the letter"
+    ),
     _field("source_offset", pa.int64(), "position of the message in its source partition"),
 ]
 
