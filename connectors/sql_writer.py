@@ -1,19 +1,24 @@
 """Storing rows through every fault of a database: waits while it is away, sets aside what it refuses.
 
-A call is one transaction. An error that passes rolls all of it back, and all of it is tried again. If the
-database refuses a row, the rows are halved until that row is alone: k refused rows of n cost about
-2 k log2(n) transactions, and every other row is stored. Anything else ends the flow: nothing was
+A call is one transaction, or one every 10,000 rows. An error that passes rolls all of it back, and all of it
+is tried again. If the database refuses a row, the rows are halved until that row is alone: k refused rows of
+n cost about 2 k log2(n) transactions, and every other row is stored. Anything else ends the flow: nothing was
 acknowledged, so nothing is lost.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import pyarrow as pa
 
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.sql_dialect import Database, Failure, SqlError
+
+#: What waits at a worker that stood still may be much: a transaction must end within its time limit on a slow
+#: server, too, and be undone and done again at no great cost.
+MOST_ROWS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Writer:
         """
         began = time.perf_counter()
         refused: list[Refused] = []
-        self._store([batch for batch in batches if batch.num_rows], refused)
+        for group in _groups(batches):
+            self._store(group, refused)
         self._observe(time.perf_counter() - began)
         return refused
 
@@ -84,7 +90,7 @@ class Writer:
         self._database.close()
 
     def _store(self, batches: Sequence[pa.RecordBatch], refused: list[Refused]) -> None:
-        message = self._patiently(lambda: self._database.upsert(batches)) if batches else None
+        message = self._patiently(lambda: self._database.upsert(batches))
         if message is None:
             for batch in batches:
                 self._on_written(batch)
@@ -116,6 +122,22 @@ class Writer:
 
     def _passes(self, error: Exception) -> bool:
         return not isinstance(error, SqlError) and self._database.classify(error) is Failure.TRANSIENT
+
+
+def _groups(batches: Sequence[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """The rows in transactions of at most ``MOST_ROWS``, in order."""
+    group: list[pa.RecordBatch] = []
+    room = MOST_ROWS
+    for batch in batches:
+        for first in range(0, batch.num_rows, MOST_ROWS):
+            piece = batch.slice(first, MOST_ROWS)
+            if piece.num_rows > room:
+                yield group
+                group, room = [], MOST_ROWS
+            group.append(piece)
+            room -= piece.num_rows
+    if group:
+        yield group
 
 
 def _halves(batches: Sequence[pa.RecordBatch]) -> tuple[Sequence[pa.RecordBatch], Sequence[pa.RecordBatch]]:

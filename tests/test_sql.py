@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from sql_tables import at, by_key, locked, on, query, reject, rows_of, table, writer
 from stored_flow import predictions
 
+from voltmill.connectors import sql_writer
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.sql import SqlError, SqlSettings, SqlTable, read_rows
 from voltmill.kernels.schema import ALERT, DEAD_LETTER, PREDICTION, PREDICTION_KEY, TELEMETRY
@@ -165,6 +166,22 @@ def test_few_transactions_find_few_refused_rows(where: SqlSettings) -> None:
     assert len(out.write([predictions(0, 1024)])) == 2
     assert len(times) <= 2 * 2 * 11
     assert read_rows(where).num_rows == 1022
+
+
+def test_much_at_once_is_stored_in_several_transactions(where: SqlSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql_writer, "MOST_ROWS", 100)
+    sizes: list[int] = []
+    out = writer(where)
+    upsert = out._database.upsert
+
+    def counted(batches: Any) -> None:
+        sizes.append(sum(map(len, batches)))
+        upsert(batches)
+
+    out._database.upsert = counted  # type: ignore[method-assign]
+    out.write([predictions(first, rows) for first, rows in ((0, 0), (0, 60), (60, 30), (90, 125), (215, 75))])
+    assert sizes == [90, 100, 100]
+    assert read_rows(where).to_pylist() == by_key(predictions(0, 290))
 
 
 def test_a_null_in_the_key_is_refused(where: SqlSettings) -> None:
