@@ -51,8 +51,8 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         devices: patterns on ``device_id``, as in a shell; none: all devices.
         payload: whether to read the kept native messages; they are null otherwise.
         drain: once it is requested no more is read, and the stream ends when what was read is durable.
-        on_progress: called after each batch with files done, files in all and rows given so far, those
-            before a snapshot included; files done are all of them only at the end.
+        on_progress: called at the start and after each batch with files done, files in all and rows given so
+            far, those before a snapshot included; files done are all of them only at the end.
 
     Raises:
         LakeError: when it is built: no such table. While it runs: a file that is not Parquet or
@@ -104,6 +104,7 @@ class LakeReader(StatefulSourcePartition[pa.RecordBatch, State]):
         self._walk = Walk(source.settings.open(), source.table, self._read, file=file, row=row, ends=ends)
         self._ends = tuple((*stream, last) for stream, last in sorted(self._walk.ends.items()))
         self._waits = self._durable = False
+        self._progress(self._walk.done)
 
     def next_batch(self) -> list[pa.RecordBatch]:
         """The next batch; ``StopIteration`` after the last, or when all is durable that came before a drain."""

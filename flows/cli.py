@@ -14,6 +14,7 @@ import typer
 from voltmill import __version__
 from voltmill.flows import cli_dead_letters
 from voltmill.flows.cli_common import ConfigFile, show_line
+from voltmill.flows.cli_compare import compare
 from voltmill.flows.cli_lake import compact
 from voltmill.flows.cli_replay import replay
 from voltmill.flows.cli_rescale import rescale
@@ -31,6 +32,7 @@ app.add_typer(_run, name="run")
 app.add_typer(cli_dead_letters.app, name="dead-letters")
 app.command()(compact)
 app.command()(replay)
+app.command()(compare)
 app.command()(rescale)
 
 

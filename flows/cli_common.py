@@ -13,18 +13,51 @@ from voltmill.flows.config import ConfigError
 ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file; without it, the defaults.")]
 
 
+class Ticker:
+    """Says how far something is, on standard error: on a terminal each second in place, else a line now and then."""
+
+    TERMINAL_SECONDS = 1.0
+    LOG_SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to say something."""
+        pause = self.TERMINAL_SECONDS if sys.stderr.isatty() else self.LOG_SECONDS
+        return time.monotonic() - self._last > pause
+
+    def say(self, text: str, *, end: bool = False) -> None:
+        """Say it; on a terminal, ``end`` leaves the line."""
+        self._last = time.monotonic()
+        if not sys.stderr.isatty():
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+        else:
+            show_line(text, end=end)
+
+
 class Progress:
-    """A line that counts files and rows, on a terminal in place, else now and then."""
+    """A line that tells files, rows and rows a second.
+
+    Args:
+        what: What is counted: ``file``.
+    """
 
     def __init__(self, what: str) -> None:
-        self._what, self._last = what, time.monotonic()
+        self._what, self._ticker = what, Ticker()
+        self._began: float | None = None
+        self._first = 0
 
     def __call__(self, done: int, total: int, rows: int) -> None:
-        """Show how far it is."""
-        now = time.monotonic()
-        if done == total or now - self._last > 1:
-            self._last = now
-            show_line(f"{self._what} {done} of {total}, {rows} rows", end=done == total)
+        """Show how far it is; rows that were there at the first call do not count for the speed."""
+        if self._began is None:
+            self._began, self._first = time.monotonic(), rows
+        if self._ticker.due() or (done == total and sys.stderr.isatty()):
+            speed = (rows - self._first) / max(time.monotonic() - self._began, 1e-9)
+            share = 100 * done // max(total, 1)
+            text = f"{self._what} {done} of {total} ({share} %), {rows} rows, {speed:.0f} rows/s"
+            self._ticker.say(text, end=done == total)
 
 
 def show_line(text: str, *, end: bool = False) -> None:
@@ -32,6 +65,18 @@ def show_line(text: str, *, end: bool = False) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if end else ""))
         sys.stderr.flush()
+
+
+def parse_range(start: str, stop: str) -> tuple[datetime | None, datetime | None]:
+    """The times given to ``--from`` and ``--to``.
+
+    Raises:
+        ConfigError: One is no such time, or they are the wrong way round.
+    """
+    first, last = parse_time(start, "--from"), parse_time(stop, "--to")
+    if first and last and last <= first:
+        raise ConfigError(f"--to {stop}: is not after --from {start}")
+    return first, last
 
 
 def parse_time(text: str, option: str) -> datetime | None:

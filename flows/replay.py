@@ -3,37 +3,53 @@
 Rows come in the order they arrived (files in name order, rows in file order) and their quality bits
 are computed anew, so a replay from where the archive starts gives the live predictions bit for bit.
 One from the middle begins with cold state; ``warm_up`` feeds the rows before it first.
+
+While it runs it keeps a recovery store of its own (``replay_plan.Work``). Stopped in any way, kill -9
+included, and started again with the same arguments it goes on, and its outputs are those of a replay
+that was never stopped: no row lost, none twice.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Any, Final
 
 import msgspec
-import pyarrow as pa
 
+from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSettings, LakeSink
 from voltmill.connectors.lake_source import LakeSource
 from voltmill.flows import graph
-from voltmill.flows.config import Config, ConfigError
-from voltmill.flows.metrics import Metrics
+from voltmill.flows.config import Config, RunSettings
+from voltmill.flows.recovery import close_store, open_store
+from voltmill.flows.replay_plan import Plan, Work, plan_of, refuse_lake
 from voltmill.flows.running import run
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
 from voltmill.operators.shard import shard_names
 
-#: Name of the files: a replay has no recovery store to name them after.
-STORE = "replay"
+#: Name of the files: the outputs have one recovery store, and it does not outlive the replay.
+STORE: Final = "replay"
+
+#: Time between two points that a replay can go on from, s. A snapshot of 100,000 devices takes about half
+#: a second, and a signal is heeded within this time.
+EPOCH_SECONDS: Final = 10.0
+
+
+class Stopped(RuntimeError):
+    """A replay was asked to stop before it was done; it can go on."""
 
 
 class Replayed(msgspec.Struct, frozen=True):
     """What a replay did."""
 
     rows: int
-    """Rows read from the archive, those of the warm-up included."""
+    """Rows read from the archive, those of the warm-up and of starts before the last one included."""
     predictions: int
-    """Predictions written."""
+    """Predictions that the outputs hold."""
     seconds: float
-    """Time it took, s, without starting the engine."""
+    """Time it took since the last start, s, without starting the engine."""
+    rows_before: int = 0
+    """Rows that were read before the last start."""
 
 
 def replay(
@@ -44,10 +60,14 @@ def replay(
     start: datetime | None = None,
     stop: datetime | None = None,
     warm_up: timedelta = timedelta(hours=1),
+    devices: Sequence[str] = (),
     telemetry: bool = False,
+    state: str = "",
+    epoch_seconds: float = EPOCH_SECONDS,
+    drain: Drain | None = None,
     on_progress: Callable[[int, int, int], None] = lambda done, total, rows: None,
 ) -> Replayed:
-    """Replay an archive.
+    """Replay an archive, or go on with a replay that was stopped.
 
     Args:
         config: Fleet, models and thresholds; its lake, database and broker are not used.
@@ -56,44 +76,86 @@ def replay(
         start: First event time to predict; None: from the first row.
         stop: Event time to stop before; None: to the last row.
         warm_up: How far before ``start`` to read.
+        devices: Patterns on ``device_id``; none: all devices.
         telemetry: Whether to write ``telemetry/`` with the new quality bits as well.
-        on_progress: Called with files done, files in all and rows read.
+        state: Folder for what it needs to go on; empty: in ``out``, or below ``voltmill-data`` if that is remote.
+        epoch_seconds: Time between two points it can go on from, s.
+        drain: Asks it to stop.
+        on_progress: Called with files done, files in all and rows read, first when it knows where it begins.
 
     Raises:
-        ConfigError: ``out`` holds predictions already, or the configuration cannot be used.
-        LakeError: The archive cannot be read.
+        ConfigError: ``out`` holds predictions already, belongs to an archive, or holds an unfinished replay of
+            something else; or the configuration cannot be used.
+        LakeError: The archive cannot be read or the outputs cannot be written.
+        Stopped: ``drain`` was requested; what was done so far is stored.
     """
-    _empty(config.lake, out)
-    metrics, counts = Metrics(), {"rows": 0, "predictions": 0}
-
-    def count(batch: pa.RecordBatch) -> None:
-        counts["predictions"] += len(batch)
-
-    def progress(done: int, total: int, rows: int) -> None:
-        counts["rows"] = rows
-        on_progress(done, total, rows)
-
-    begin = start - warm_up if start else None
-    source = LakeSource(msgspec.structs.replace(config.lake, url=lake), start=begin, stop=stop, on_progress=progress)
-    settings, shards = msgspec.structs.replace(config.lake, url=out), shard_names(config.run.shards)
-    sinks = graph.Sinks(
-        telemetry=[LakeSink(settings, table="telemetry", schema=TELEMETRY, shards=shards, store=STORE)]
-        if telemetry
-        else [],
-        predictions=[
-            LakeSink(settings, table="predictions", schema=PREDICTION, shards=shards, store=STORE, on_written=count)
-        ],
-        dead_letters=[LakeSink(settings, table="dead_letters", schema=DEAD_LETTER, shards=shards, store=STORE)],
+    plan = plan_of(
+        config,
+        lake,
+        start=start,
+        stop=stop,
+        warm_up_seconds=warm_up.total_seconds(),
+        devices=tuple(devices),
+        telemetry=telemetry,
     )
-    flow = graph.build(source, sinks, config, decoded=True, mode="replay", since=start, metrics=metrics)
-    began = time.perf_counter()
-    run(flow, config.run, recovery=False)
-    seconds = time.perf_counter() - began
-    return Replayed(counts["rows"], counts["predictions"], seconds)
+    refuse_lake(config, lake, out)
+    target = msgspec.structs.replace(config.lake, url=out)
+    work, watch = Work(target, out, state), _Watch(on_progress)
+    source = LakeSource(
+        msgspec.structs.replace(config.lake, url=lake),
+        start=start - warm_up if start else None,
+        stop=stop,
+        devices=devices,
+        drain=drain,
+        on_progress=watch,
+    )
+    flow = graph.build(
+        source, _sinks(target, config.run.shards, telemetry), config, decoded=True, mode="replay", since=start
+    )
+    fresh = work.begin(plan)
+    settings = RunSettings(state=str(work.state), shards=config.run.shards, epoch_seconds=epoch_seconds)
+    try:
+        open_store(settings)
+        began = time.perf_counter()
+        run(flow, settings, drain=drain)
+        seconds = time.perf_counter() - began
+    finally:
+        close_store(work.state)
+        if fresh and watch.before is None:
+            work.remove()  # there is no archive, or no such place: nothing was begun
+    if not watch.ended:
+        raise Stopped(f"stopped after {watch.rows} rows; the same command goes on from there")
+    return _finished(work, plan, watch, seconds)
 
 
-def _empty(settings: LakeSettings, out: str) -> None:
-    files = msgspec.structs.replace(settings, url=out).open()
-    for table in ("predictions", "dead_letters", "telemetry"):
-        if files.find(table):
-            raise ConfigError(f"{out.rstrip('/')}/{table}: holds files already; name another folder for the replay")
+class _Watch:
+    """Where the reading stands."""
+
+    def __init__(self, tell: Callable[[int, int, int], None]) -> None:
+        self._tell = tell
+        self.before: int | None = None
+        self.rows = 0
+        self.ended = False
+
+    def __call__(self, done: int, total: int, rows: int) -> None:
+        if self.before is None:
+            self.before = rows
+        self.rows, self.ended = rows, done == total
+        self._tell(done, total, rows)
+
+
+def _sinks(out: LakeSettings, shards: int, telemetry: bool) -> graph.Sinks:
+    def table(name: str, schema: Any) -> list[LakeSink]:
+        return [LakeSink(out, table=name, schema=schema, shards=shard_names(shards), store=STORE)]
+
+    return graph.Sinks(
+        telemetry=table("telemetry", TELEMETRY) if telemetry else [],
+        predictions=table("predictions", PREDICTION),
+        dead_letters=table("dead_letters", DEAD_LETTER),
+    )
+
+
+def _finished(work: Work, plan: Plan, watch: _Watch, seconds: float) -> Replayed:
+    done = Replayed(watch.rows, work.predictions(), seconds, watch.before or 0)
+    work.finish(plan, {"rows": done.rows, "predictions": done.predictions, "seconds": round(seconds, 3)})
+    return done

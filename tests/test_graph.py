@@ -150,7 +150,7 @@ def test_replay_from_the_middle_is_warmed_up(run_flow: RunFlow, payloads: list[b
 
 def test_replay_into_a_used_folder_is_refused(run_flow: RunFlow, payloads: list[bytes], tmp_path: Path) -> None:
     live_into(tmp_path / "lake", run_flow, raw(payloads[:50], []))
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="is the archive that is replayed"):
         replay(config(), str(tmp_path / "lake"), str(tmp_path / "lake"))
 
 
