@@ -1,6 +1,7 @@
 """A flow that is killed: numbered telemetry to the lake and predictions to SQL.
 
-Run: stored_flow.py FOLDER ROWS [URL DRIVER]; without a URL the database is a SQLite file in the folder.
+Run: stored_flow.py FOLDER ROWS [URL DRIVER [LAKE]]; without a URL the database is a SQLite file in the folder,
+without a LAKE (an fsspec URL) it is a folder there.
 """
 
 import sys
@@ -94,8 +95,8 @@ class _Source(FixedPartitionedSource[tuple[str, int], int]):
         return _Reader(resume_state or 0, self.rows)
 
 
-def main(folder: Path, rows: int, url: str = "", driver: str = "") -> None:
-    settings = LakeSettings(url=str(folder / "lake"), max_file_rows=90, max_snapshot_bytes=3_000)
+def main(folder: Path, rows: int, url: str = "", driver: str = "", lake: str = "") -> None:
+    settings = LakeSettings(url=lake or str(folder / "lake"), max_file_rows=90, max_snapshot_bytes=3_000)
     recovery = folder / "recovery"
     if not recovery.exists():
         recovery.mkdir()
