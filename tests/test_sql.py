@@ -25,6 +25,7 @@ from stored_flow import predictions
 from voltmill.connectors import sql_writer
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.sql import SqlError, SqlSettings, SqlTable, read_rows
+from voltmill.connectors.sql_writer import Writer
 from voltmill.kernels.schema import ALERT, DEAD_LETTER, PREDICTION, PREDICTION_KEY, TELEMETRY
 
 
@@ -34,6 +35,13 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> SqlSettings:
     if request.param == "sqlite":
         return at(tmp_path)
     return on(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture
+def out(where: SqlSettings) -> Iterator[Writer]:
+    made = writer(where)
+    yield made
+    made.close()
 
 
 def test_what_goes_in_comes_out(where: SqlSettings) -> None:
@@ -94,16 +102,14 @@ def test_the_key_is_what_it_says_and_no_more(where: SqlSettings) -> None:
         max_size=12,
     )
 )
-def test_any_text_number_and_time(where: SqlSettings, rows: list[dict[str, Any]]) -> None:
+def test_any_text_number_and_time(where: SqlSettings, out: Writer, rows: list[dict[str, Any]]) -> None:
     full = predictions(0, 1).to_pylist()[0]
     batch = pa.RecordBatch.from_pylist([full | row for row in rows], schema=PREDICTION)
-    out = writer(where)
     query(where, f"DELETE FROM {rows_of(where)}")
     assert out.write([batch]) == []
     last = {tuple(row[name] for name in PREDICTION_KEY): row for row in batch.to_pylist()}
     found = {tuple(row[name] for name in PREDICTION_KEY): row for row in read_rows(where).to_pylist()}
     assert found == last
-    out.close()
 
 
 def test_nan_and_null_are_null(where: SqlSettings) -> None:
