@@ -8,6 +8,7 @@ or a flow and ``voltmill rescale``, would destroy it. Before a flow starts, the 
 removes what a crash left behind (``voltmill.flows.partitions``).
 """
 
+import contextlib
 import json
 import logging
 import secrets
@@ -199,10 +200,11 @@ def _enter(folder: Path) -> _Opened:
     """Get the lock, and leave the store as the last finished epoch left it."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        lock = StoreLock(folder)
-        if found := _try(lock, folder):
-            return _Opened(lock, found["steps"])
-        lock.close()
+        with contextlib.suppress(FileNotFoundError):  # between the two renames of a rescale there is none
+            lock = StoreLock(folder)
+            if found := _try(lock, folder):
+                return _Opened(lock, found["steps"])
+            lock.close()
         if time.monotonic() > deadline:
             raise RuntimeError(f"{folder}: another flow is running on this recovery store: stop that first")
         time.sleep(0.1)

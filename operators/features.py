@@ -1,5 +1,6 @@
 """features: keyed telemetry with quality bits in, one row of features per accepted sample out."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,7 +19,9 @@ from voltmill.kernels.schema import REFUSED, TELEMETRY
 from voltmill.operators import columns
 from voltmill.operators.quality import QualitySettings, QualityState
 from voltmill.operators.stateful import by_shard
-from voltmill.operators.table import DeviceTable
+from voltmill.operators.table import DeviceTable, StateError, state_parts
+
+log = logging.getLogger("voltmill.features")
 
 #: Columns that a features row takes over from its telemetry row.
 CARRIED: Final = (
@@ -69,7 +72,8 @@ class FeatureState:
         self._window_us = np.array(settings.windows_seconds, np.int64) * 1_000_000
         thresholds = (int(settings.restart_seconds * 1e6), settings.step_c_rate, settings.step_seconds)
         self._settings = np.array([thresholds], kernels.SETTINGS)[0]
-        self.table = DeviceTable(kernels.state_dtype(len(self._window_us)), fleet, snapshot)
+        self._windows = settings.windows_seconds
+        self.table = _table(self._windows, fleet, snapshot)
 
     @property
     def nbytes(self) -> int:
@@ -103,8 +107,34 @@ class FeatureState:
         return pa.RecordBatch.from_arrays([*carried.columns, *map(pa.array, out)], schema=self._schema)
 
     def snapshot(self) -> tuple[Any, ...]:
-        """The device table: a copy."""
-        return self.table.snapshot()
+        """Version, windows and device table: a copy."""
+        return ("v2", self._windows, self.table.snapshot())
+
+
+def _table(windows: tuple[int, ...], fleet: Fleet, snapshot: tuple[Any, ...] | None) -> DeviceTable:
+    """The devices of a snapshot under these windows: those that are new begin empty, the others keep their panes.
+
+    Version 1 was the table alone: its windows are taken to be these, if it holds as many.
+    """
+    dtype = kernels.state_dtype(len(windows))
+    if snapshot is None or snapshot[0] == "v1":
+        try:
+            return DeviceTable(dtype, fleet, snapshot)
+        except StateError as e:
+            raise StateError(f"[features] windows_seconds, or this voltmill, differs from what was stored: {e}") from e
+    _, (before, stored) = state_parts("features", snapshot, {"v2": 2})
+    old = DeviceTable(kernels.state_dtype(len(before)), fleet, stored)
+    if tuple(before) == windows:
+        return old
+    log.warning("windows_seconds changed", extra={"before": before, "now": windows})
+    new = DeviceTable(dtype, fleet)
+    new.slots(pa.array(old.device_ids(), pa.string()))
+    kept = [name for name in dtype.names or () if name != "panes"]
+    new.rows[: len(new)][kept] = old.rows[: len(old)][kept]
+    for k, window in enumerate(windows):
+        if window in before:
+            new.rows["panes"][: len(new), k] = old.rows["panes"][: len(old), before.index(window)]
+    return new
 
 
 def offline(

@@ -19,10 +19,13 @@ from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.schema import REDRIVE, TELEMETRY, Quality
 from voltmill.operators import columns
 from voltmill.operators.stateful import by_shard
-from voltmill.operators.table import DeviceTable, StateError
+from voltmill.operators.table import DeviceTable, StateError, state_parts
 
 #: The bit that is raised before this operator and kept by it; all others are computed anew.
 GIVEN: Final = Quality.UNIT_CONVERTED
+
+#: Layout of the cell arena.
+_CELLS: Final = repr(rules.CELL.descr)
 
 _BITS: Final = TELEMETRY.get_field_index("quality_bits")
 
@@ -91,10 +94,15 @@ class QualityState:
         if snapshot is None:
             self.table = DeviceTable(rules.STATE, fleet)
             return
-        if snapshot[0] != "v1":
-            raise StateError(f"quality state of version {snapshot[0]!r}: this voltmill reads v1; start a new store")
-        self.table = DeviceTable(rules.STATE, fleet, snapshot[1])
-        self._cells = np.frombuffer(snapshot[2], rules.CELL).copy()
+        version, parts = state_parts("quality", snapshot, {"v1": 2, "v2": 3})
+        table, cells, layout = (*parts, _CELLS) if version == "v1" else parts  # v1 did not say: there was one layout
+        if layout != _CELLS:
+            raise StateError(
+                "quality: the recovery store holds cells of another layout than this voltmill's: "
+                "run the version that made it, or name another [run] state and replay the archive"
+            )
+        self.table = DeviceTable(rules.STATE, fleet, table)
+        self._cells = np.frombuffer(cells, rules.CELL).copy()
         self._used = len(self._cells)
 
     @property
@@ -135,8 +143,8 @@ class QualityState:
         return telemetry.set_column(_BITS, TELEMETRY.field(_BITS), pa.array(bits))
 
     def snapshot(self) -> tuple[Any, ...]:
-        """Version, device table and cell arena: a copy."""
-        return ("v1", self.table.snapshot(), self._cells[: self._used].tobytes())
+        """Version, device table, cell arena and its layout: a copy."""
+        return ("v2", self.table.snapshot(), self._cells[: self._used].tobytes(), _CELLS)
 
     def _reserve(self, slots: NDArray[np.int32], cell_at: NDArray[np.int32]) -> None:
         wanted = self._used + rules.cells_wanted(self.table.rows, slots, cell_at)

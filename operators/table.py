@@ -5,6 +5,7 @@ what makes a hundred thousand devices cost about as much a message as a thousand
 bytes of the array under a version and a layout; no class is ever pickled.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +37,30 @@ _LZ4: Final = pa.Codec("lz4")
 
 class StateError(RuntimeError):
     """A recovery store holds state that this version or configuration cannot use."""
+
+
+def state_parts(what: str, snapshot: Any, known: Mapping[str, int]) -> tuple[str, tuple[Any, ...]]:
+    """Version and parts of a stored state.
+
+    Args:
+        what: Whose state it is, for the error.
+        snapshot: What the recovery store held.
+        known: The versions that can be read, and how many parts each has.
+
+    Raises:
+        StateError: It is of another version.
+
+    Example:
+        >>> state_parts("quality", ("v1", 3, b""), {"v1": 2})
+        ('v1', (3, b''))
+    """
+    if isinstance(snapshot, tuple) and snapshot and known.get(snapshot[0]) == len(snapshot) - 1:
+        return snapshot[0], snapshot[1:]
+    version = snapshot[0] if isinstance(snapshot, tuple) and snapshot else type(snapshot).__name__
+    raise StateError(
+        f"{what}: the recovery store holds state {version!r}, this voltmill reads {', '.join(known)}: "
+        "run the version that made it, or name another [run] state and replay the archive"
+    )
 
 
 def id_buffers(ids: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
@@ -173,11 +198,12 @@ class DeviceTable:
         insert_slots(self._buckets, self._hashes, 0, self._count)
 
     def _restore(self, snapshot: tuple[Any, ...]) -> None:
-        if snapshot[0] != "v1":
-            raise StateError(f"device table of version {snapshot[0]!r}: this voltmill reads v1; start a new store")
-        _, layout, count, offsets, ids, rows = snapshot
+        layout, count, offsets, ids, rows = state_parts("device table", snapshot, {"v1": 5})[1]
         if layout != self._layout:
-            raise StateError("device table of another layout: the settings changed; start a new store and replay")
+            raise StateError(
+                "device table: the recovery store holds records of another layout than this voltmill's: "
+                "run the version that made it, or name another [run] state and replay the archive"
+            )
         at = np.frombuffer(offsets, np.int64)
         self._add([ids[at[k] : at[k + 1]].decode() for k in range(count)])
         plain = _LZ4.decompress(rows, count * self.rows.itemsize)

@@ -144,14 +144,12 @@ class Live:
 
     def settled(self, wanted: int) -> None:
         """Wait until nearly so many predictions are stored and no more come: a drain leaves the rest to the broker."""
-        before = -1
+        seen: list[int] = []
 
         def still() -> bool:
-            nonlocal before
-            now, last = self.stored(), before
-            before = now
+            seen.append(self.stored())
             time.sleep(1.0)
-            return now == last and now >= 0.97 * wanted
+            return len(seen) > 3 and len(set(seen[-3:])) == 1 and seen[-1] >= 0.97 * wanted
 
         self.until(still, "not stored")
 
