@@ -162,6 +162,9 @@ class DeadLetters:
                 continue
             with self.spool.open(number) as file:
                 rows = file.metadata.num_rows - (claim.rows if claim else 0)
+                stage = file.read_row_group(0, columns=["stage"])["stage"][0].as_py()
+            if stage != "decode":  # one call wrote it, and its letters are stored already
+                continue
             name = f"{number:010d}"
             waiting.letters += rows
             waiting.files.append(f"{name} (taken by {claim.store})" if claim else name)

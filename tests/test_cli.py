@@ -97,6 +97,7 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 COMMANDS = ["run", "run live", "replay", "simulate", "publish", "check", "models", "demo"]
+COMMANDS += ["dead-letters", "dead-letters list", "dead-letters show", "dead-letters redrive"]
 
 
 class TestCalls:

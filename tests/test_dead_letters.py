@@ -274,6 +274,7 @@ class TestSql:
         key = lambda row: (row["event_time"], row["device_id"])  # noqa: E731
         assert sorted(stored, key=key) == sorted(rows.to_pylist(), key=key)
         assert (redrive(config(tmp_path), SQL).chosen, redrive(config(tmp_path), SQL).before) == (0, 30)
+        assert DeadLetters(config(tmp_path)).waiting().files == []
 
     def test_what_is_refused_again_stays(self, tmp_path: Path) -> None:
         rows, settings = predictions(0, 30), config(tmp_path)
