@@ -7,8 +7,10 @@ SHELL := bash
 BIN := .venv/bin
 PYTEST ?=
 ARGS ?=
+SEED ?=
+KILLS ?= 100
 
-.PHONY: help demo test check fmt bench train clean run-env dev-env train-env
+.PHONY: help demo test chaos check fmt bench train clean run-env dev-env train-env
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -19,6 +21,11 @@ demo: run-env ## the whole pipeline on this machine, about a minute, ends with a
 test: dev-env ## every test and every example in the docstrings
 	@deploy/dev/servers.sh
 	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" $(BIN)/pytest $(PYTEST)
+
+chaos: dev-env ## kill -9, outages and restarts for an hour; prints the losses (none) and tests/chaos/latest.json
+	@deploy/dev/servers.sh
+	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" PYTHONPATH=tests \
+		$(BIN)/python -m chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: dev-env ## style, types and the direction of imports
 	@$(BIN)/ruff check .

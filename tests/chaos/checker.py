@@ -8,7 +8,7 @@ What must hold, every message counted:
 - A broken message is in ``dead_letters`` as often as it was sent.
 - Each row that was not refused has one prediction in the lake, and the same one in the database, once, or
   a dead letter of the stage sql.
-- No file of the lake is hidden, set aside or unreadable.
+- No file of the lake is hidden, set aside, unreadable or left over by a compaction.
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from chaos.arrays import Bools, Ints, column, counted, differing, keys, places
 from chaos.expected import Expected, expected
 from chaos.ledger import Ledger
+from voltmill.connectors.lake_files import visible
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, REFUSED, TELEMETRY, Quality
 from voltmill.operators.event_time import parse_time
 
@@ -82,8 +83,11 @@ def check(ledger_folder: Path, lake: Path, sql: pa.Table) -> Verdict:
 
 
 def _check_files(verdict: Verdict, lake: Path) -> None:
+    """After the last compaction each file counts, and none is half written or put aside."""
     files = [path for path in lake.rglob("*") if path.is_file()]
     names = [str(path.relative_to(lake)) for path in files]
+    covered = sorted(set(names) - set(visible(names)))
+    verdict.find(LEFT_OVER, "lake, merged and not removed", len(covered), covered)
     odd = [name for name in names if any(part.startswith((".", "_")) for part in Path(name).parts)]
     verdict.find(LEFT_OVER, "lake", len(odd), odd)
     broken = [str(path.relative_to(lake)) for path in files if path.suffix == ".parquet" and not _readable(path)]
@@ -100,7 +104,8 @@ def _readable(path: Path) -> bool:
 
 
 def _read(lake: Path, table: str, schema: pa.Schema) -> pa.Table:
-    files = [str(path) for path in sorted((lake / table).rglob("*.parquet")) if _readable(path)]
+    names = [str(path.relative_to(lake)) for path in (lake / table).rglob("*.parquet") if _readable(path)]
+    files = [str(lake / name) for name in visible(names)]
     return ds.dataset(files, schema=schema, format="parquet").to_table() if files else schema.empty_table()
 
 
@@ -179,7 +184,7 @@ def _check_predictions(
     order = np.argsort(lake_keys, kind="stable")
     at = places(sql_keys, lake_keys[order])
     at = np.where(at >= 0, order[at], -1)
-    changed = _changed(sql, _plain(lake), at, PREDICTION.names)
+    changed = _changed(sql, as_sql(lake), at, PREDICTION.names)
     verdict.find(CHANGED, "sql", int(changed.sum()), _namer(sql, "event_time")(changed))
     verdict.counts |= {
         "predictions": len(lake),
@@ -213,7 +218,7 @@ def _refused_rows(letters: pa.Table) -> pa.Table:
     )
 
 
-def _plain(table: pa.Table) -> pa.Table:
+def as_sql(table: pa.Table) -> pa.Table:
     """A table in the types of the database's rows: labels as text, times as integers."""
     arrays = []
     for name in table.schema.names:

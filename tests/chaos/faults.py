@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from chaos.world import World
 
 #: Systems that a fault can be done to; each has one fault at a time.
-BROKER, DATABASE, LAKE, FLOW = "broker", "database", "lake", "flow"
+BROKER, DATABASE, LAKE, COMPACTION = "broker", "database", "lake", "compaction"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ def broker_faults(world: "World", random_: random.Random) -> list[Fault]:
         Fault("broker slow", BROKER, lambda: proxy.delay(0.2), proxy.restore, (1.0, 4.0)),
         Fault("broker connection dropped", BROKER, drop, lambda: None, (0.0, 0.1)),
     ]
+
+
+def compaction_faults(world: "World") -> list[Fault]:
+    """A compaction beside the flow, which is killed if it takes longer."""
+    return [Fault("compaction", COMPACTION, world.start_compaction, world.kill_compaction, (0.5, 10.0))]
 
 
 #: Kinds of interruption of the flow; the driver does them.

@@ -15,6 +15,8 @@ from voltmill.flows.broker import free_port
 _RUNNING: Final = b'"message": "running"'
 _SUBSCRIBED: Final = b"mqtt subscribed"
 _RESTART_SECONDS: Final = 0.2
+#: In a cluster the others end when one does; how soon at the latest.
+_FOLLOW_SECONDS: Final = 15.0
 
 
 @dataclass
@@ -42,10 +44,11 @@ class Flow:
     """How many processes; a change takes effect when it is started anew."""
     kills: int = 0
     own_ends: list[str] = field(default_factory=list)
-    """The last words of processes that ended without being told to."""
+    """The last words of processes that ended without being told to, or because another of the cluster had."""
     peak_rss_bytes: int = 0
     members: list[_Member] = field(default_factory=list)
     _looked: float = 0.0
+    _last_told: float = 0.0
 
     def start(self) -> None:
         """Start all processes."""
@@ -72,7 +75,7 @@ class Flow:
                 continue
             if member.ended is None:
                 member.ended = now
-                if not member.told:
+                if not (member.told or (self.workers > 1 and now - self._last_told < _FOLLOW_SECONDS)):
                     self.own_ends.append(f"process {member.index}, status {member.process.returncode}: {_last(member)}")
             if now - member.ended >= _RESTART_SECONDS:
                 self._spawn(member)
@@ -94,7 +97,7 @@ class Flow:
         """kill -9 one process; if it happens not to run, the one that is started next is not touched."""
         member = self.members[index % len(self.members)]
         if member.process is not None and member.process.poll() is None:
-            member.told, member.ready = True, None
+            member.told, member.ready, self._last_told = True, None, time.monotonic()
             member.process.kill()
             member.process.wait()
             self.kills += 1
@@ -103,7 +106,7 @@ class Flow:
         """SIGTERM to all; whoever has ended is started again by ``supervise``."""
         for member in self.members:
             if member.process is not None and member.process.poll() is None:
-                member.told = True
+                member.told, self._last_told = True, time.monotonic()
                 member.process.send_signal(signal.SIGTERM)
 
     def drain(self, within: float = 60.0) -> list[int]:

@@ -12,6 +12,7 @@ import sys
 import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +62,18 @@ class Ledger(msgspec.Struct, frozen=True):
                 sendings["confirmed"],
                 sendings["sent_at"],
             )
+
+
+def write_sent(file: Path, messages: Sequence[Message]) -> None:
+    """Write a segment of the ledger."""
+    topics, payloads = zip(*messages, strict=True)
+    arrays = [pa.array(topics, pa.string()).dictionary_encode(), pa.array(payloads, pa.binary())]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), file, compression="zstd")
+
+
+def write_sendings(folder: Path, attempts: NDArray[Any], confirmed: NDArray[Any], sent_at: NDArray[Any]) -> None:
+    """Write what became of all messages."""
+    np.savez(folder / "sendings.npz", attempts=attempts, confirmed=confirmed, sent_at=sent_at)
 
 
 class Publisher:
@@ -123,19 +136,12 @@ class Publisher:
         self._client.loop_stop()
         self.settle()
         self._write_segment()
-        np.savez(
-            self._folder / "sendings.npz",
-            attempts=np.frombuffer(self.attempts, np.uint8),
-            confirmed=np.frombuffer(self.confirmed, np.bool_),
-            sent_at=np.array(self.sent_at),
-        )
+        attempts, confirmed = np.frombuffer(self.attempts, np.uint8), np.frombuffer(self.confirmed, np.bool_)
+        write_sendings(self._folder, attempts, confirmed, np.array(self.sent_at))
 
     def _write_segment(self) -> None:
         if self._segment:
-            topics, payloads = zip(*self._segment, strict=True)
-            arrays = [pa.array(topics, pa.string()).dictionary_encode(), pa.array(payloads, pa.binary())]
-            table = pa.Table.from_arrays(arrays, schema=_SCHEMA)
-            pq.write_table(table, self._folder / f"sent-{self._segments:06d}.parquet", compression="zstd")
+            write_sent(self._folder / f"sent-{self._segments:06d}.parquet", self._segment)
             self._segments += 1
             self._segment = []
 

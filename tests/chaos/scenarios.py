@@ -15,13 +15,14 @@ from chaos.checker import Verdict, check
 from chaos.database_postgresql import Postgresql
 from chaos.database_sqlite import Sqlite
 from chaos.databases import Database
-from chaos.driver import Driver, Outcome
-from chaos.faults import broker_faults
+from chaos.driver import Driver, Failed, Outcome
+from chaos.faults import broker_faults, compaction_faults
 from chaos.lake_azure import AzureLake
 from chaos.lakes import Lake, LocalLake
 from chaos.plan import plan
 from chaos.world import World
 from voltmill.flows.compare import compare, read
+from voltmill.flows.warm_up import warm_up
 
 #: Messages a second.
 RATE: Final = 1_000.0
@@ -75,6 +76,7 @@ def run(
     Raises:
         Failed: The flow did not recover, catch up or drain; data were not compared then.
     """
+    warm_up()  # else the first start would compile for a minute
     scenario = SCENARIOS[name]
     random_ = random.Random(f"{name}-{seed}")
     began = time.monotonic()
@@ -88,9 +90,12 @@ def run(
     )
     try:
         faults = broker_faults(world, random_) + world.lake.faults() + world.database.faults()
+        faults += compaction_faults(world)
         episodes = plan(random_, faults, kills=kills, rounds=rounds, rescale=rescale)
         driver = Driver(world, say, random_)
         driver.run(episodes, RATE, seed)
+        if status := world.compact():
+            raise Failed(f"compact: ended with {status}: {(folder / 'compaction.log').read_text()[-2000:]}")
         say("comparing ledger, lake and database")
         lake = world.lake.collect()
         verdict = check(world.ledger, lake, world.database.rows())

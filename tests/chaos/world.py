@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -81,6 +82,7 @@ class World:
         self.ledger = folder / "ledger"
         self.ledger.mkdir()
         self._publisher: subprocess.Popen[bytes] | None = None
+        self._compaction: subprocess.Popen[bytes] | None = None
 
     def publish(self, rate: float, seed: int) -> None:
         """Start the publisher; its connection goes to the broker, past the proxy."""
@@ -99,8 +101,25 @@ class World:
         self._publisher.send_signal(signal.SIGTERM)
         return self._publisher.wait(300)
 
+    def start_compaction(self) -> None:
+        """Start ``voltmill compact`` over all days, today included."""
+        tomorrow = datetime.now(UTC).date() + timedelta(days=2)
+        arguments = ["-m", "voltmill.flows.cli", "compact", "-c", str(self.config), "--before", str(tomorrow)]
+        self._compaction = spawn(arguments, self.folder / "compaction.log", cwd=self.folder)
+
+    def kill_compaction(self) -> None:
+        """kill -9 it, if it still runs."""
+        end(self._compaction)
+
+    def compact(self) -> int:
+        """Run a whole compaction; its status."""
+        self.start_compaction()
+        assert self._compaction is not None
+        return self._compaction.wait(300)
+
     def close(self) -> None:
         """End everything."""
+        end(self._compaction)
         end(self._publisher)
         self.flow.close()
         self.broker_proxy.close()
