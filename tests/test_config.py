@@ -63,6 +63,8 @@ match = "*"
 [lake]
 url = "abfs://c/lake"
 storage_options = { account_name = "n", account_key = "${KEY}" }
+[redrive]
+poll_seconds = 2
 [sql]
 table = "soc"
 [simulate]
@@ -78,6 +80,7 @@ def test_every_table_arrives(tmp_path: Path) -> None:
     assert c.decode.mapping == "car" and c.mapping["car"].topic == "cars/#"
     assert c.quality.late_seconds == 5 and c.features.windows_seconds == (60,) and c.archive.payload
     assert [m.shadow for m in c.model] == [False, True] and c.sql.table == "soc"
+    assert c.redrive.poll_seconds == 2
     assert c.devices.facts("a/1").capacity_ah == 3 and c.devices.facts("b/1").cell_type == ""
     assert c.devices.facts("a/1").limits.cell_voltage_volt == (2.5, 4.2)
     assert c.lake.storage_options == {"account_name": "n", "account_key": SECRET}
