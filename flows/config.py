@@ -42,7 +42,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     shards: int = 4
     """Parts the state is cut into, the most workers that can share it; fixed for a recovery store."""
     recovery_partitions: int = 1
-    """Files the recovery store is cut into, at least one a process; fixed for a recovery store."""
+    """Files the recovery store is cut into, at least one a process; changed by `voltmill rescale`."""
     epoch_seconds: float = 5.0
     """Time between two snapshots, s; what was read is acknowledged, and could come again, this late.
     Each writes the whole state, up to 2 KB a device, so shorter ones cost more in large fleets."""
