@@ -56,7 +56,7 @@ def run(rows, *, cuts=(), shards=1, restarts=()):
         for number, piece in split(part, shards):
             for parts, found in zip(out, states[number].apply(piece), strict=False):
                 parts.append(found)
-    return [by_device(joined(parts)) for parts in out]
+    return [by_device(joined(parts)) if parts else {} for parts in out]
 
 
 def by_device(rows):
