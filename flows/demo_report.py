@@ -16,6 +16,7 @@ import duckdb
 import msgspec
 import numpy as np
 
+from voltmill.connectors.lake_reader import list_files
 from voltmill.flows.compare import Comparison
 from voltmill.flows.replay import Replayed
 from voltmill.flows.simulated_truth import FAULT, TRUTH
@@ -51,14 +52,14 @@ def report(outcome: Outcome) -> bool:
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
     db = duckdb.connect()
-    for name, glob, schema in (
-        ("telemetry", "lake/telemetry/**/*.parquet", TELEMETRY),
-        ("predictions", "lake/predictions/**/*.parquet", PREDICTION),
-        ("dead_letters", "lake/dead_letters/**/*.parquet", DEAD_LETTER),
-        ("truth", "truth/messages-*.parquet", TRUTH),
-        ("faults", "truth/faults.parquet", FAULT),
+    lake, truth = outcome.folder / "lake", outcome.folder / "truth"
+    for name, files, schema in (
+        ("telemetry", list_files(lake, "telemetry"), TELEMETRY),
+        ("predictions", list_files(lake, "predictions"), PREDICTION),
+        ("dead_letters", list_files(lake, "dead_letters"), DEAD_LETTER),
+        ("truth", sorted(map(str, truth.glob("messages-*.parquet"))), TRUTH),
+        ("faults", sorted(map(str, truth.glob("faults.parquet"))), FAULT),
     ):
-        files = sorted(str(f) for f in outcome.folder.glob(glob))
         if files:
             db.read_parquet(files, hive_partitioning=False).create_view(name)
         else:  # a short run may have no dead letter

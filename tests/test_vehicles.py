@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from servers import Mosquitto
 
+from voltmill.connectors.lake_reader import read_table
 from voltmill.flows.broker import free_port
 from voltmill.flows.config import Config, load
 from voltmill.flows.publish import publish_parquet
@@ -103,8 +103,7 @@ class Run:
 
     @staticmethod
     def _table(folder: Path, name: str) -> pa.Table:
-        files = sorted((folder / "lake" / name).rglob("*.parquet"))
-        return ds.dataset(files).to_table() if files else pa.table({})
+        return read_table(folder / "lake", name, empty=pa.schema([]))
 
     def of(self, table: pa.Table, car: str) -> pa.Table:
         return table.filter(pc.equal(table["device_id"], car))
