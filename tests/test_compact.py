@@ -361,6 +361,27 @@ class Dying(Store):
         self._step()
 
 
+@small_granule()
+def test_killed_at_each_step_in_turn(tmp_path: Path) -> None:
+    for steps in range(100):
+        folder = tmp_path / str(steps)
+        total = fill(str(folder), [4, 3, 2])
+
+        def look(url: str = str(folder), total: int = total) -> None:
+            assert rows_in_lake(url) == list(range(total))
+
+        try:
+            compact(Dying(str(folder), steps, look), "telemetry", options())
+        except Killed:
+            after = compact(Store(str(folder)), "telemetry", options())
+            assert after.problems == [] and after.merged + after.cleared < 8
+        else:
+            break
+        look()
+        assert spans(folder) == [(0, 3), (4, 6), (7, 7), (8, 8)] and visible_only(folder)
+    assert 20 < steps < 60
+
+
 class World:
     """One shard of a flow, a compaction, and their readers."""
 
