@@ -94,7 +94,7 @@ unpack_azurite() {
     [ -w "${HOME:-/nonexistent}" ] || export npm_config_cache=$root/npm-cache
     (
         cp deploy/dev/azurite/package-lock.json "$home" && cd "$home" &&
-            PATH=${node%/*}:$PATH "$npm" ci --ignore-scripts --no-audit --no-fund --loglevel=error </dev/null >&2
+            PATH=${node%/*}:$PATH "$npm" ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error </dev/null >&2
     ) || { rm -rf "$home"; return 1; }
     mkdir -p "$root/bin"
     printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "$node" "$home/node_modules/azurite/dist/src/blob/main.js" \
