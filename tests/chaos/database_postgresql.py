@@ -63,6 +63,14 @@ class Postgresql:
             Fault("SQL conflicts", DATABASE, self._do(_CONFLICT), self._undo("chaos_conflict"), (2.0, 5.0)),
         ]
 
+    def cut(self) -> None:
+        """Reset its connections and refuse new ones."""
+        self._proxy.cut()
+
+    def restore(self) -> None:
+        """Let connections through again."""
+        self._proxy.restore()
+
     def newest(self) -> int:
         if not self._indexed:  # else each question would read the whole table
             self._indexed = self._number("SELECT count(*) FROM pg_tables WHERE tablename = 'predictions'") > 0

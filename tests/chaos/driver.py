@@ -69,21 +69,24 @@ class Driver:
         self._probe = Probe(world.database.newest)
         self._probe.start()
 
-    def run(self, episodes: list[Episode], rate: float, seed: int) -> None:
-        """Start flow and publisher, do all episodes, let the flow catch up and drain it.
+    def begin(self, rate: float, seed: int) -> None:
+        """Start flow and publisher, and wait for the first prediction."""
+        self.flow.start()
+        # Before somebody has subscribed the broker keeps nothing: that is MQTT, not a loss.
+        self.until(lambda: self.flow.subscribed >= len(TOPICS), _RECOVERY_SECONDS, "it did not subscribe")
+        self.world.publish(rate, seed)
+        self.until(lambda: self._probe.value > 0, _RECOVERY_SECONDS, "nothing was stored at the start")
+
+    def run(self, episodes: list[Episode]) -> None:
+        """Do all episodes, let the flow catch up and drain it.
 
         Raises:
             Failed: It did not recover, catch up or drain.
         """
-        self.flow.start()
-        # Before somebody has subscribed the broker keeps nothing: that is MQTT, not a loss.
-        self._until(lambda: self.flow.subscribed >= len(TOPICS), _RECOVERY_SECONDS, "it did not subscribe")
-        self.world.publish(rate, seed)
-        self._until(lambda: self._probe.value > 0, _RECOVERY_SECONDS, "nothing was stored at the start")
         for number, episode in enumerate(episodes):
             self._show(f"{number + 1} of {len(episodes)}: {episode.label}")
             self._episode(episode)
-            self._wait(episode.pause)
+            self.wait(episode.pause)
         self._say(f"all {len(episodes)} episodes done, {self.flow.kills} kills: letting it catch up")
         self.finish()
 
@@ -96,21 +99,21 @@ class Driver:
             raise Failed(f"the publisher did not get rid of its messages: {self.world.published}")
         last = self.world.published.event_time_us
         stored = Throttled(lambda: self.world.database.since(last) >= DEVICES, 0.5)
-        self._until(stored, _CATCH_UP_SECONDS, "the last messages were not stored")
+        self.until(stored, _CATCH_UP_SECONDS, "the last messages were not stored")
         self._drained()
         self.flow.start()
-        self._until(lambda: self.flow.all_running, _RECOVERY_SECONDS, "it did not start once more")
-        self._wait(2.0)
+        self.until(lambda: self.flow.all_running, _RECOVERY_SECONDS, "it did not start once more")
+        self.wait(2.0)
         self._drained()
         self._probe.stopped = True
 
     def _episode(self, episode: Episode) -> None:
         began, kills = time.monotonic(), self.flow.kills
         for step in episode.steps:
-            self._wait(began + step.at - time.monotonic())
+            self.wait(began + step.at - time.monotonic())
             self._do(step)
         mended = time.monotonic()
-        stored = self._stored_again(episode.label)
+        stored = self.stored_again(episode.label)
         begin = max(mended, self.flow.last_spawn)
         self.outcomes.append(
             Outcome(
@@ -122,7 +125,7 @@ class Driver:
             )
         )
 
-    def _stored_again(self, after: str) -> float:
+    def stored_again(self, after: str) -> float:
         """Wait for a new prediction, of a flow that goes on; when it was stored."""
         base, spawned, stored = self._probe.value, self.flow.last_spawn, 0.0
 
@@ -135,7 +138,7 @@ class Driver:
             # What is left of a cluster may go on for a moment before it notices, and ends to be started anew.
             return bool(stored) and (self.flow.workers == 1 or time.monotonic() > stored + _SURVIVOR_SECONDS)
 
-        self._until(recovered, _RECOVERY_SECONDS, f"no new prediction after: {after}")
+        self.until(recovered, _RECOVERY_SECONDS, f"no new prediction after: {after}")
         return stored
 
     def _do(self, step: Step) -> None:
@@ -145,7 +148,7 @@ class Driver:
             self.flow.kill(step.member)
         elif step.what == KILL_IN_DRAIN:
             self.flow.ask_to_drain()
-            self._wait(self._random.uniform(0.0, 1.2))
+            self.wait(self._random.uniform(0.0, 1.2))
             self.flow.kill(step.member)
         elif step.what == RESTART:
             self._drained()
@@ -159,21 +162,22 @@ class Driver:
         self._drained()
         self.flow.workers = 3 - usual
         self.flow.start()
-        self._stored_again("the number of processes was changed")
-        self._wait(self._random.uniform(0.0, 3.0))
+        self.stored_again("the number of processes was changed")
+        self.wait(self._random.uniform(0.0, 3.0))
         self.flow.kill(0)
-        self._stored_again("a kill with another number of processes")
+        self.stored_again("a kill with another number of processes")
         self._drained()
         self.flow.workers = usual
         self.flow.start()
 
     def _drained(self) -> None:
-        self._until(lambda: self.flow.all_running, _RECOVERY_SECONDS, "it does not run, so it cannot be drained")
+        self.until(lambda: self.flow.all_running, _RECOVERY_SECONDS, "it does not run, so it cannot be drained")
         status = self.flow.drain()
         if any(status):
             raise Failed(f"SIGTERM: ended with {status}\n{self.flow.words()}")
 
-    def _wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
+        """Let time pass; keeps the flow running."""
         end = time.monotonic() + seconds
         while True:
             self.flow.supervise()
@@ -182,12 +186,13 @@ class Driver:
                 return
             time.sleep(min(_TURN_SECONDS, left))
 
-    def _until(self, ready: Callable[[], bool], within: float, what: str) -> None:
+    def until(self, ready: Callable[[], bool], within: float, what: str) -> None:
+        """Wait until something is so; ``Failed`` if it takes longer than ``within`` seconds."""
         deadline = time.monotonic() + within
         while not ready():
             if time.monotonic() > deadline:
                 raise Failed(f"{what}, within {within:.0f} s\n{self.flow.words()}")
-            self._wait(_TURN_SECONDS)
+            self.wait(_TURN_SECONDS)
 
     def _show(self, text: str) -> None:
         if time.monotonic() - self._said > _SAY_EVERY_SECONDS:

@@ -135,6 +135,11 @@ class Flow:
         return sum(_since(member).count(_SUBSCRIBED) for member in self.members)
 
     @property
+    def rss_bytes(self) -> int:
+        """Resident set of all processes together."""
+        return sum(psutil.Process(m.process.pid).memory_info().rss for m in self.members if m.process is not None)
+
+    @property
     def last_spawn(self) -> float:
         """When the youngest process was started, monotonic s."""
         return max(member.spawned for member in self.members)

@@ -28,6 +28,7 @@ from voltmill.operators.sample import DecodeSettings
 
 _DOCS: Final = Path(__file__).parent.parent.parent / "docs"
 _BATCH: Final = 1_000
+_LARGEST: Final = DecodeSettings().max_payload_bytes
 #: What each message is made of: one object, an array, lines.
 _FORMS: Final = ("single", "single", "bytes", "bytes", "array", "lines")
 
@@ -133,6 +134,8 @@ def _decode(decoder: Decoder, batch: list[Mutant], own: bool, what: str, tally: 
     _count_reasons(letters, what, tally)
     for mutant, times in zip(batch, found.tolist(), strict=True):
         wanted = mutant.samples if own else None
+        if len(mutant.payload) > _LARGEST:
+            wanted = 1  # refused as a whole
         tally.elements += wanted or 0
         if times < 1 or (wanted is not None and times != wanted):
             tally.problems.append(f"{what}: {times} of {wanted or 'some'} samples: {mutant.payload[:500]!r}")

@@ -11,6 +11,8 @@ import msgspec
 
 from chaos.checker import CHANGED, DISORDERED, DOUBLED, FOREIGN, LEFT_OVER, LOST
 from chaos.driver import Outcome
+from chaos.memory import Memory
+from chaos.mutations import Tally
 from chaos.scenarios import Result
 
 _PACKAGES: Final = ("voltmill", "bytewax", "paho-mqtt", "pyarrow", "numpy", "onnxruntime", "adlfs", "pyodbc")
@@ -74,14 +76,52 @@ def text(result: Result) -> str:
     return "\n".join(lines)
 
 
-def document(results: Sequence[Result], command: str) -> dict[str, Any]:
-    """The same for machines: no path of this one in it."""
-    return {
-        "command": command,
+class Report(msgspec.Struct):
+    """Everything that ``make chaos`` found."""
+
+    command: str
+    tally: Tally | None = None
+    results: list[Result] = []
+    memory: Memory | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise was kept."""
+        sound = self.tally is None or not self.tally.problems
+        return sound and all(r.passed for r in self.results) and (self.memory is None or self.memory.passed)
+
+
+def write(file: Path, report: Report) -> None:
+    """Write it as JSON, where it is committed: no path of this machine in it."""
+    content = {
+        "command": report.command,
         "python": platform.python_version(),
         "system": platform.system(),
         "versions": {name: version(name) for name in _PACKAGES},
-        "scenarios": [_scenario(result) for result in results],
+        "scenarios": [_scenario(result) for result in report.results],
+        "memory": report.memory and _memory(report.memory),
+        "mutations": report.tally
+        and {
+            "messages": report.tally.messages,
+            "rows": report.tally.rows,
+            "dead_letters": report.tally.dead_letters,
+            "raised_lost_or_doubled": len(report.tally.problems),
+        },
+    }
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+
+
+def _memory(memory: Memory) -> dict[str, Any]:
+    return {
+        "database_away_minutes": memory.minutes,
+        "messages_per_second": round(memory.rate),
+        "rss_before_megabytes": round(memory.before_bytes / 1e6),
+        "rss_peak_megabytes": round(memory.peak_bytes / 1e6),
+        "rss_catch_up_megabytes": round(memory.catch_up_peak_bytes / 1e6),
+        "recovery_seconds": round(memory.recovery_seconds, 2),
+        "caught_up_seconds": round(memory.catch_up_seconds),
+        **memory.verdict.counts,
+        **{kind: memory.verdict.count(kind) for kind in _KINDS},
     }
 
 
@@ -101,8 +141,3 @@ def _scenario(result: Result) -> dict[str, Any]:
         "peak_rss_megabytes": round(result.peak_rss_bytes / 1e6),
         "faults": [msgspec.to_builtins(row) for row in rows(result.outcomes)],
     }
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Write it where it is committed."""
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")

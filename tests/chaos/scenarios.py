@@ -93,7 +93,8 @@ def run(
         faults += compaction_faults(world)
         episodes = plan(random_, faults, kills=kills, rounds=rounds, rescale=rescale)
         driver = Driver(world, say, random_)
-        driver.run(episodes, RATE, seed)
+        driver.begin(RATE, seed)
+        driver.run(episodes)
         if status := world.compact():
             raise Failed(f"compact: ended with {status}: {(folder / 'compaction.log').read_text()[-2000:]}")
         say("comparing ledger, lake and database")
