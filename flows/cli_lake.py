@@ -41,6 +41,8 @@ def compact(
     _check_names("--table", table or [], there)
     chosen = table or there
     _check_finished(settings, store, chosen)
+    if not chosen:
+        typer.echo("nothing to merge: there is no table yet")
     failed = False
     for name in chosen:
         done = compact_(store, name, settings, Progress(f"{name}: day"))
