@@ -229,6 +229,7 @@ def _command_line() -> str:
 def _value_name(parameter: Any) -> str:
     names = {"config": "F", "lake": "DIR", "out": "DIR", "start": "TIME", "stop": "TIME", "warm_up": "HOURS"}
     names |= {"truth": "DIR", "folder": "DIR", "addresses": "LIST", "topic": "TOPIC", "device": "ID", "broker": "NAME"}
+    names |= {"before": "DATE", "table": "NAME", "finished": "STORE"}
     names |= {"stage": "STAGE", "reason": "REASON"}
     return names.get(parameter.name, "N")
 
