@@ -10,9 +10,9 @@ read: what is archived during a replay is left out, however often that is stoppe
 path part beginning with ``.`` or ``_``) are no part of the data.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,6 @@ from voltmill.connectors.lake_files import Stream
 from voltmill.connectors.lake_range import EventRange, runs
 from voltmill.connectors.lake_reader import Walk
 from voltmill.connectors.store import LakeError
-from voltmill.kernels.patterns import DevicePatterns
 from voltmill.kernels.schema import TELEMETRY
 
 #: ("v2", name of a file, row of it that comes next, the last file of each stream: base, shard, store, number;
@@ -39,6 +38,16 @@ PARTITION: Final = "lake"
 _STEPS_A_BATCH: Final = 128
 
 
+class Devices(Protocol):
+    """Which devices are wanted: ``voltmill.operators.patterns.DevicePatterns`` is one."""
+
+    def any(self, ids: Any) -> bool:
+        """Whether one of the ids, as a file has them, is wanted."""
+
+    def filter(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of the wanted devices."""
+
+
 class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
     """Reads a telemetry table from start to end.
 
@@ -48,7 +57,7 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         batch_rows: rows a batch, about: small files are joined, so it may hold half as many more.
         start: the first event time wanted, with a zone; None: from the start of the archive.
         stop: the first event time no longer wanted, with a zone.
-        devices: patterns on ``device_id``, as in a shell; none: all devices.
+        devices: the devices wanted; None: all.
         payload: whether to read the kept native messages; they are null otherwise.
         drain: once it is requested no more is read, and the stream ends when what was read is durable.
         on_progress: called at the start and after each batch with files done, files in all and rows given so
@@ -72,7 +81,7 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         batch_rows: int = 8192,
         start: datetime | None = None,
         stop: datetime | None = None,
-        devices: Sequence[str] = (),
+        devices: Devices | None = None,
         payload: bool = False,
         drain: Drain | None = None,
         on_progress: Callable[[int, int, int], None] | None = None,
@@ -81,7 +90,7 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         self.table = table
         self.batch_rows = batch_rows
         self.times = EventRange(start, stop)
-        self.devices = DevicePatterns(devices)
+        self.devices = devices
         self.columns = [name for name in TELEMETRY.names if payload or name != "payload"]
         self.drain = drain or Drain()
         self.on_progress = on_progress
@@ -165,7 +174,8 @@ def _cut(
         skip = max(start - first, 0)
         if skip < after - first:
             part = batch.slice(skip, after - first - skip)
-            yield after, source.devices.filter(source.times.filter(conform(part, name, first + skip)))
+            rows = source.times.filter(conform(part, name, first + skip))
+            yield after, rows if source.devices is None else source.devices.filter(rows)
         first += batch.num_rows
 
 
@@ -173,10 +183,10 @@ def _may_hold(file: pq.ParquetFile, group: int, source: LakeSource) -> bool:
     """Whether a row group may hold wanted rows. The ids are a tenth of it; they spare the rest where none matches."""
     if not source.times.may_hold(file.metadata.row_group(group)):
         return False
-    if not source.devices:
+    if source.devices is None:
         return True
     ids = file.read_row_group(group, columns=["device_id"], use_threads=False).column(0)
-    return bool(source.devices.mask(ids.drop_null().cast(pa.string()).combine_chunks()).true_count)
+    return source.devices.any(ids)
 
 
 def _joined(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -20,7 +20,7 @@ from voltmill.connectors.lake_reader import read_batches, read_table
 from voltmill.flows.compare_result import Comparison, Report
 from voltmill.flows.compare_spill import COMPARED, PARTS, Encoder, Spill, check_columns
 from voltmill.flows.compare_tally import Tally, pair_models
-from voltmill.kernels.patterns import DevicePatterns
+from voltmill.operators.patterns import DevicePatterns
 
 __all__ = ["Comparison", "Report", "Selection", "compare", "compare_lakes", "read"]
 

@@ -25,6 +25,7 @@ from voltmill.flows.recovery import close_store, open_store
 from voltmill.flows.replay_plan import Plan, Work, plan_of, refuse_lake
 from voltmill.flows.running import run
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
+from voltmill.operators.patterns import DevicePatterns
 from voltmill.operators.shard import shard_names
 
 #: Name of the files: the outputs have one recovery store, and it does not outlive the replay.
@@ -105,7 +106,7 @@ def replay(
         msgspec.structs.replace(config.lake, url=lake),
         start=start - warm_up if start else None,
         stop=stop,
-        devices=devices,
+        devices=DevicePatterns(devices) if devices else None,
         drain=drain,
         on_progress=watch,
     )

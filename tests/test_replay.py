@@ -27,8 +27,8 @@ from voltmill.flows.config import Config, ConfigError, ModelEntry, RunSettings
 from voltmill.flows.replay import Replayed, Stopped, replay
 from voltmill.flows.replay_plan import REPORT, Work
 from voltmill.kernels.fleet import FleetEntry
-from voltmill.kernels.patterns import DevicePatterns
 from voltmill.kernels.schema import TELEMETRY, label
+from voltmill.operators.patterns import DevicePatterns
 from voltmill.operators.quality import QualitySettings
 from voltmill.operators.shard import shard_names, split
 
@@ -265,7 +265,7 @@ def unfinished(lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ({"devices": ["site-1/*"]}, {}, r"--device was \*/m-00, site-1/\*, now site-1/\*;"),
         ({"devices": []}, {}, r"--device was .*, now none;"),
-        ({"start": None}, {}, r"--from was 2026-11-22T00:00:01\+00:00, now not given; the warm-up in seconds was 3600.0, now 0.0;"),
+        ({"start": None}, {}, r"--from was 2026-11-22T00:00:01\+00:00, now not given; the warm-up .* now 0.0;"),
         ({"stop": START + timedelta(hours=1)}, {}, r"--to was not given, now 2026-11-22T01:00:00\+00:00;"),
         ({"warm_up": timedelta(0)}, {}, r"the warm-up in seconds was 3600.0, now 0.0;"),
         ({"telemetry": True}, {}, r"--telemetry was not given, now given;"),
@@ -362,7 +362,9 @@ def test_patterns_match_as_those_of_the_fleet_do() -> None:
     ids = pa.array(["site-1/a", "site-1/a/b", "SITE-1/a", "site-10/a", "x"])
     assert DevicePatterns(["site-1/*"]).mask(ids).to_pylist() == [True, True, False, False, False]
     assert DevicePatterns(["*1*a", "x"]).mask(ids).to_pylist() == [True, False, True, True, True]
-    assert not DevicePatterns() and DevicePatterns().mask(ids).true_count == 5
+    assert DevicePatterns().mask(ids).true_count == 5
+    assert DevicePatterns(["x"]).any(pa.chunked_array([["a", None], ["x"]]).dictionary_encode())
+    assert not DevicePatterns(["y"]).any(ids)
     assert DevicePatterns(["*"]).mask(ids.slice(0, 0)).to_pylist() == []
 
 
