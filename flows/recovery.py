@@ -201,10 +201,14 @@ def _enter(folder: Path) -> _Opened:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         with contextlib.suppress(FileNotFoundError):  # between the two renames of a rescale there is none
-            lock = StoreLock(folder)
-            if found := _try(lock, folder):
+            lock, found = StoreLock(folder), None
+            try:
+                found = _try(lock, folder)
+            finally:
+                if found is None:
+                    lock.close()
+            if found is not None:
                 return _Opened(lock, found["steps"])
-            lock.close()
         if time.monotonic() > deadline:
             raise RuntimeError(f"{folder}: another flow is running on this recovery store: stop that first")
         time.sleep(0.1)
