@@ -62,7 +62,7 @@ class Writer:
         Raises:
             SqlError: the database cannot be used, or did not come in time.
         """
-        self._patiently(self._database.create)
+        self._surely(self._database.create)
 
     def write(self, batches: Sequence[pa.RecordBatch]) -> list[Refused]:
         """Store the rows, over older ones of the same keys; returns those that the database does not take.
@@ -83,7 +83,7 @@ class Writer:
         Raises:
             SqlError: that cannot be done, or the database was away for too long.
         """
-        self._patiently(self._database.durable)
+        self._surely(self._database.durable)
 
     def close(self) -> None:
         """Close the connection; a later call opens a new one."""
@@ -100,25 +100,33 @@ class Writer:
             for half in _halves(batches):
                 self._store(half, refused)
 
+    def _surely(self, work: Callable[[], None]) -> None:
+        """Do what no row has a part in."""
+        if message := self._patiently(work):
+            raise SqlError(f"{self._database.place}: {message}")
+
     def _patiently(self, work: Callable[[], None]) -> str | None:
         """Do it, whatever passes; None, or what the database said when it refused a row."""
         try:
-            self._patience.call(lambda: self._attempt(work), self._passes)
+            return self._patience.call(lambda: self._attempt(work), self._passes)
         except SqlError:
             raise
         except Exception as error:
-            if self._database.classify(error) is Failure.REFUSED:
-                return self._database.explain(error)
             raise SqlError(f"{self._database.place}: {self._database.explain(error)}") from error
-        return None
 
-    def _attempt(self, work: Callable[[], None]) -> None:
+    def _attempt(self, work: Callable[[], None]) -> str | None:
         try:
             work()
         except Exception as error:
-            if self._passes(error):
+            if isinstance(error, SqlError):
+                raise
+            failure = self._database.classify(error)
+            if failure is Failure.REFUSED:
+                return self._database.explain(error)
+            if failure is Failure.TRANSIENT:
                 self._database.close()  # whatever state the connection is in: the next attempt has a new one
             raise
+        return None
 
     def _passes(self, error: Exception) -> bool:
         return not isinstance(error, SqlError) and self._database.classify(error) is Failure.TRANSIENT
