@@ -63,4 +63,4 @@ def content(rows: pa.RecordBatch) -> dict[str, bytes]:
 def joined(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
     """One batch of all their rows."""
     table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-    return table.to_batches()[0]
+    return table.to_batches()[0] if len(table) else pa.RecordBatch.from_pylist([], schema=table.schema)
