@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 
 import pyarrow.dataset as ds
+import pytest
 from live_flow import Live, accepted, fleet, publish
 from servers import PostgreSQL
 from sql_tables import on, query, reject, table
@@ -12,6 +13,7 @@ from sql_tables import on, query, reject, table
 from voltmill.kernels.schema import PREDICTION_KEY
 
 
+@pytest.mark.slow
 def test_outage_refused_rows_and_kill_9(live: Callable[..., Live], postgresql: PostgreSQL) -> None:
     where = on(postgresql, timeout_seconds=1.0)
     flow = live()

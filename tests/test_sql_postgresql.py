@@ -201,6 +201,7 @@ def test_what_a_text_cannot_hold_is_refused(where: SqlSettings) -> None:
     assert read_rows(where).num_rows == 11 and long in read_rows(where)["unit"].to_pylist()
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_writer_leaves_each_prediction_once(where: SqlSettings, tmp_path: Path) -> None:
     rows, kills = 1_600, 0
     command = [sys.executable, stored_flow.__file__, str(tmp_path), str(rows), where.url, where.driver]
