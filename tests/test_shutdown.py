@@ -63,6 +63,7 @@ def test_a_drain_under_load_takes_seconds_and_loses_nothing(live: Callable[..., 
         print(f"drained in {took:.2f} s after {count[0]} messages")
         assert first.returncode == 0 and took < 10
     flow.start()
+    flow.subscribed(2)
     flow.settled(len(sent))
     flow.drain()
     assert_complete(flow, sent, repeats=False)
@@ -140,6 +141,7 @@ def test_a_stop_during_an_outage_waits_five_seconds_and_says_why(live: Callable[
         other.execute("rollback")
     other.close()
     flow.start()
+    flow.subscribed(2)
     flow.settled(len(sent))
     flow.drain()
     assert_complete(flow, sent, repeats=True)
@@ -192,6 +194,7 @@ def test_a_signal_to_one_process_of_a_cluster_ends_all(live: Callable[..., Live]
     assert "Traceback" not in flow.log()
     publish(flow.port, sent[len(sent) // 2 :])
     flow.start_cluster()
+    flow.subscribed(4)
     flow.settled(len(sent))
     flow.drain()
     assert_complete(flow, sent, repeats=True)
@@ -211,6 +214,7 @@ def test_kill_9_of_one_process_ends_the_other_and_both_resume(live: Callable[...
         assert seconds_to_end(both[1 - victim]) < 10 and both[1 - victim].returncode == 1
     assert "Traceback" not in flow.log()
     flow.start_cluster()
+    flow.subscribed(6)
     flow.settled(len(sent))
     flow.drain()
     assert_complete(flow, sent, repeats=True)
