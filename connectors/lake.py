@@ -20,8 +20,8 @@ arrival order, which is what makes a replay of the archive repeat the live resul
 comes back after a month with its stored samples adds to today's files, not to thirty old folders.
 A table without ``ingest_time``, or with nulls only, is dated by its event time.
 
-One limit of the layout: two stores with *different shard counts* on the same day put a device's rows
-into two shards, and name order goes by shard first.
+Two stores with different shard counts put a device's rows into two shards. Where both wrote on one
+day, readers take one store after the other (``lake_files.arrival``), so that its rows stay in order.
 """
 
 import re

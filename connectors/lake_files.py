@@ -9,8 +9,10 @@ moment of a compaction: before the merged file is there, while it stands beside 
 and when they are gone. Nothing but names is looked at here; files that are not named so, such as a
 data set from elsewhere, all count.
 
-Name order remains the order of arrival: the first number decides, and no two files that count begin
-with the same one.
+Files are read in the order of arrival (``arrival``): by day, then by store, for one follows another,
+then by shard and first number; no two files that count begin with the same one. So a device's rows
+come in order also on a day on which a store with another number of shards took over, and so the
+device moved to another folder.
 """
 
 import re
@@ -76,6 +78,21 @@ def parse(path: str) -> LakeFile | None:
     return LakeFile(path, Stream(base, shard, store), date, int(first), int(last or first))
 
 
+def arrival(path: str) -> str:
+    """What sorts files by the time their rows arrived; those that are not named like the lake's sort by their path.
+
+    Example:
+        >>> old, new = "date=2026-11-22/shard=01/a-0000000000.parquet", "date=2026-11-22/shard=00/b-0000000000.parquet"
+        >>> arrival(old) < arrival(new)
+        True
+    """
+    file = parse(path)
+    if file is None:
+        return path
+    base, shard, store = file.stream
+    return f"{base}date={file.date}/{store}/shard={shard}/{path.rpartition('/')[2]}"
+
+
 def merged_name(store: str, first: int, last: int) -> str:
     """Name of the file that holds the files ``first`` to ``last`` of a store.
 
@@ -87,7 +104,7 @@ def merged_name(store: str, first: int, last: int) -> str:
 
 
 def visible(paths: Iterable[str]) -> list[str]:
-    """The files that a reader reads, in name order, of all that are there.
+    """The files that a reader reads, in order of arrival, of all that are there.
 
     Raises:
         LakeError: the numbers of two files overlap, neither within the other.
@@ -110,7 +127,7 @@ class Listing:
             named, are left out; None: there is no end.
 
     Attributes:
-        paths: those that count, in name order.
+        paths: those that count, in order of arrival.
 
     Raises:
         LakeError: the numbers of two files overlap, neither within the other.
@@ -120,7 +137,8 @@ class Listing:
         files = [(path, parse(path)) for path in paths]
         self._merged = _widest(file for _, file in files if file is not None and file.merged)
         self._numbered = {p: f for p, f in files if f is not None and _within(f, upto) and self._counts(f)}
-        self.paths = sorted([path for path, file in files if file is None] + list(self._numbered))
+        self.paths = sorted([path for path, file in files if file is None] + list(self._numbered), key=arrival)
+        self._places = [arrival(path) for path in self.paths]
 
     def __contains__(self, path: str) -> bool:
         index = self.before(path)
@@ -128,7 +146,7 @@ class Listing:
 
     def before(self, path: str) -> int:
         """How many files come before a path, which need not be one of them."""
-        return bisect_left(self.paths, path)
+        return bisect_left(self._places, arrival(path))
 
     def holder(self, file: LakeFile) -> LakeFile | None:
         """The file that counts and holds all of ``file``: itself, or a merged one; None if there is none."""

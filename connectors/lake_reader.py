@@ -1,6 +1,6 @@
 """Reading tables of the lake, each row once, while files are written, merged and removed meanwhile.
 
-A read takes the files as it finds them at its start (``list_files``), in name order, which is the
+A read takes the files as it finds them at its start (``list_files``), in the
 order of arrival. When one of them is gone because it was merged, the rest is listed anew, and the
 read goes on at the very row in the file that holds it now: merged files say in their metadata how
 many rows each of their parts has. What was added after the start is left out, in merged files too,
@@ -223,7 +223,7 @@ class Walk:
 
 
 def list_files(where: LakeSettings | str | Path, table: str) -> list[str]:
-    """The files of a table that count, as the file system knows them, in name order; for other readers.
+    """The files of a table that count, as the file system knows them, in order of arrival; for other readers.
 
     They may be merged, and so be gone, at any time after.
     """

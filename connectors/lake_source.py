@@ -1,8 +1,8 @@
 """The data lake as a source: the telemetry archive, or any Parquet data set in its schema, read once.
 
-Gives TELEMETRY record batches; ends with the last row. **One order, exactly: files in name order
-(their paths below the table's folder, by code point), rows in file order.** That is the order of
-arrival for what ``LakeSink`` wrote, and it is why the source has one Bytewax partition.
+Gives TELEMETRY record batches; ends with the last row. **One order, exactly: files in order of arrival
+(``lake_files.arrival``; a data set from elsewhere in name order), rows in file order.** That is why
+the source has one Bytewax partition.
 
 The snapshot is the name of a file and a row in it, so a replay that was stopped goes on at the row,
 also when the file has been merged since (see ``lake_reader``). It also holds how far each shard is

@@ -1,6 +1,6 @@
 """replay: the archive through the same graph, into a chosen place, without broker or database.
 
-Rows come in the order they arrived (files in name order, rows in file order) and their quality bits
+Rows come in the order they arrived (``lake_files.arrival``) and their quality bits
 are computed anew, so a replay from where the archive starts gives the live predictions bit for bit.
 One from the middle begins with cold state; ``warm_up`` feeds the rows before it first.
 

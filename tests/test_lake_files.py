@@ -71,7 +71,7 @@ def rows(batches: list[pa.RecordBatch]) -> list[int]:
 )
 def test_other_names_say_nothing_and_all_count(path: str) -> None:
     assert parse(path) is None
-    assert visible([path, name(0, 20)]) == sorted([path, name(0, 20)])
+    assert sorted(visible([path, name(0, 20)])) == sorted([path, name(0, 20)])
 
 
 def test_what_a_name_says() -> None:
@@ -107,7 +107,7 @@ def test_stores_shards_days_and_folders_do_not_hide_each_other() -> None:
         name(7, folder="date=2026-11-23/shard=00"),
         name(7, folder=f"site-a/{FOLDER}"),
     ]
-    assert visible([name(7), name(5, 9), *others]) == sorted([name(5, 9), *others])
+    assert sorted(visible([name(7), name(5, 9), *others])) == sorted([name(5, 9), *others])
 
 
 def test_a_hundred_thousand_files_are_no_burden() -> None:

@@ -368,6 +368,29 @@ def test_patterns_match_as_those_of_the_fleet_do() -> None:
     assert DevicePatterns(["*"]).mask(ids.slice(0, 0)).to_pylist() == []
 
 
+@pytest.mark.parametrize("shards", [(1, 4), (4, 1), (2, 3)])
+def test_a_day_of_two_stores_with_other_shard_counts(
+    lake: str, whole: str, tmp_path: Path, shards: tuple[int, int]
+) -> None:
+    everything = read_table(lake, "telemetry").sort_by("source_offset")
+    half = pc.less(everything["source_offset"], 12_000)
+    both = [everything.filter(half), everything.filter(pc.invert(half))]
+    for store, count, rows in zip("ab", shards, both, strict=True):
+        for k, part in split(rows.combine_chunks().to_batches()[0].cast(TELEMETRY), count):
+            sink = LakeSink(
+                LakeSettings(url=str(tmp_path / "lake")),
+                table="telemetry",
+                schema=TELEMETRY,
+                shards=shard_names(count),
+                store=f"20261122T1Z-{store}",
+            )
+            writer = sink.build_part("lake", shard_names(count)[k], None)
+            writer.write_batch([part])
+            writer.close()
+    replay(config(), str(tmp_path / "lake"), str(tmp_path / "out"))
+    assert compare(read(whole), read(str(tmp_path / "out"))).identical
+
+
 def test_a_range_of_time(lake: str, whole: str, tmp_path: Path) -> None:
     begin, end = START + timedelta(seconds=300), START + timedelta(seconds=700)
     replay(config(), lake, str(tmp_path), start=begin, stop=end)
