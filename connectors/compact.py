@@ -18,7 +18,6 @@ compaction that finds its files gone looks again. A second run does nothing.
 """
 
 from collections.abc import Callable, Iterator
-from datetime import date
 from typing import Final
 
 import pyarrow as pa
@@ -84,7 +83,7 @@ def _days(store: Store, settings: CompactSettings, report: Compacted) -> Iterato
         folders: dict[str, list[LakeFile]] = {}
         for file in files:
             folders.setdefault(file.folder, []).append(file)
-        early = [found for found in folders.values() if date.fromisoformat(found[0].date) < settings.before]
+        early = [found for found in folders.values() if found[0].date < settings.before.isoformat()]
         report.later += len(files) - sum(map(len, early))
         several = [found[0] for found in early if len(found) > 1]
         if not several:
