@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from chaos.databases import COLUMNS, REFUSED_DEVICES, table
+from chaos.disk import Disk
 from chaos.faults import DATABASE, Fault
 
 
@@ -17,13 +18,16 @@ class Sqlite:
     name = "SQLite"
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "voltmill.db"
+        self._disk = Disk(folder / "database")
+        self.path = self._disk.folder / "voltmill.db"
         self.config = f'[sql]\nurl = "sqlite:///{self.path}"\n'
         self._holder: sqlite3.Connection | None = None
         self._hiccups = False
 
     def faults(self) -> list[Fault]:
+        full = Fault("database's disk full", DATABASE, self._disk.fill, self._disk.empty, (0.5, 8.0))
         return [
+            *([full] if self._disk.mounted else []),
             Fault("database locked", DATABASE, self._lock, self._unlock, (0.5, 8.0)),
             Fault("database locked, minutes", DATABASE, self._lock, self._unlock, (60.0, 90.0), rare=True),
             Fault("SQL refuses some rows", DATABASE, self._refuse, self._accept, (1.0, 4.0)),
@@ -45,6 +49,7 @@ class Sqlite:
 
     def close(self) -> None:
         self._unlock()
+        self._disk.close()
 
     def _number(self, query: str) -> int:
         try:

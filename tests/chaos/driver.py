@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from chaos.faults import KILL, KILL_IN_DRAIN, RESCALE, RESTART
+from chaos.faults import KILL, KILL_IN_DRAIN, RESCALE, RESTART, STOP
 from chaos.plan import Episode, Step
 from chaos.stream import DEVICES, TOPICS
 from chaos.world import World
@@ -30,7 +30,7 @@ class Outcome(msgspec.Struct, frozen=True):
     recovery_seconds: float
     """From then until a new prediction was stored."""
     start_up_seconds: float
-    """Of these, what processes took to start; 0 if none was started."""
+    """Of these, what processes took to start; 0 if none had to."""
 
 
 class Failed(Exception):
@@ -70,15 +70,20 @@ class Driver:
         self._probe.start()
 
     def begin(self, rate: float, seed: int) -> None:
-        """Start flow and publisher, and wait for the first prediction."""
+        """Start flow and publisher, and wait for the first predictions to be durable.
+
+        A recovery store that holds nothing yet may be one that was lost, so at a crash before that the flow sets
+        aside, rather than removes, what it had written; here that would look like files left over.
+        """
         self.flow.start()
         # Before somebody has subscribed the broker keeps nothing: that is MQTT, not a loss.
         self.until(lambda: self.flow.subscribed >= len(TOPICS), _RECOVERY_SECONDS, "it did not subscribe")
         self.world.publish(rate, seed)
         self.until(lambda: self._probe.value > 0, _RECOVERY_SECONDS, "nothing was stored at the start")
+        self.wait(3 * self.world.epoch_seconds + 1.0)
 
-    def run(self, episodes: list[Episode]) -> None:
-        """Do all episodes, let the flow catch up and drain it.
+    def run(self, episodes: list[Episode], kills: int) -> None:
+        """Do all episodes, kill until there were enough kills, let the flow catch up and drain it.
 
         Raises:
             Failed: It did not recover, catch up or drain.
@@ -87,6 +92,8 @@ class Driver:
             self._show(f"{number + 1} of {len(episodes)}: {episode.label}")
             self._episode(episode)
             self.wait(episode.pause)
+        while self.flow.kills < kills:  # some met no running process
+            self._episode(Episode(KILL, [Step(0.0, KILL, member=self._random.randrange(2))]))
         self._say(f"all {len(episodes)} episodes done, {self.flow.kills} kills: letting it catch up")
         self.finish()
 
@@ -121,7 +128,7 @@ class Driver:
                 kills=self.flow.kills - kills,
                 outage_seconds=begin - began,
                 recovery_seconds=stored - begin,
-                start_up_seconds=self.flow.start_up_seconds if self.flow.last_spawn > began else 0.0,
+                start_up_seconds=max(0.0, self.flow.ready_at - begin),
             )
         )
 
@@ -146,6 +153,8 @@ class Driver:
             (step.fault.start if step.begins else step.fault.stop)()
         elif step.what == KILL:
             self.flow.kill(step.member)
+        elif step.what == STOP:
+            self.flow.ask_to_drain()  # in an outage it may end with status 1; in any case it is started again
         elif step.what == KILL_IN_DRAIN:
             self.flow.ask_to_drain()
             self.wait(self._random.uniform(0.0, 1.2))

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from chaos.world import World
 
 #: Systems that a fault can be done to; each has one fault at a time.
-BROKER, DATABASE, LAKE, COMPACTION = "broker", "database", "lake", "compaction"
+BROKER, DATABASE, LAKE, DISK, COMPACTION = "broker", "database", "lake", "disk", "compaction"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ def broker_faults(world: "World", random_: random.Random) -> list[Fault]:
     ]
 
 
+def disk_faults(world: "World") -> list[Fault]:
+    """No space for snapshots."""
+    full = Fault("disk of the state full", DISK, world.disk.fill, world.disk.empty, (0.5, 8.0))
+    return [full] if world.disk.mounted else []
+
+
 def compaction_faults(world: "World") -> list[Fault]:
     """A compaction beside the flow, which is killed if it takes longer."""
     return [Fault("compaction", COMPACTION, world.start_compaction, world.kill_compaction, (0.5, 10.0))]
@@ -53,4 +59,5 @@ def compaction_faults(world: "World") -> list[Fault]:
 KILL: Final = "kill -9"
 RESTART: Final = "SIGTERM and start"
 KILL_IN_DRAIN: Final = "kill -9 in a drain"
+STOP: Final = "SIGTERM"
 RESCALE: Final = "other number of processes"

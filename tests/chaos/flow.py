@@ -86,7 +86,7 @@ class Flow:
     def _look(self) -> None:
         for member in self.members:
             assert member.process is not None
-            if member.ready is None and _RUNNING in _since(member):
+            if member.ready is None and not member.told and _RUNNING in _since(member):
                 member.ready = time.monotonic()
             try:
                 self.peak_rss_bytes = max(self.peak_rss_bytes, psutil.Process(member.process.pid).memory_info().rss)
@@ -106,7 +106,7 @@ class Flow:
         """SIGTERM to all; whoever has ended is started again by ``supervise``."""
         for member in self.members:
             if member.process is not None and member.process.poll() is None:
-                member.told, self._last_told = True, time.monotonic()
+                member.told, member.ready, self._last_told = True, None, time.monotonic()
                 member.process.send_signal(signal.SIGTERM)
 
     def drain(self, within: float = 60.0) -> list[int]:
@@ -145,10 +145,9 @@ class Flow:
         return max(member.spawned for member in self.members)
 
     @property
-    def start_up_seconds(self) -> float:
-        """What the youngest process took from its start until its flow was built."""
-        youngest = max(self.members, key=lambda member: member.spawned)
-        return (youngest.ready or time.monotonic()) - youngest.spawned
+    def ready_at(self) -> float:
+        """When the last process had built its flow, monotonic s."""
+        return max(member.ready or time.monotonic() for member in self.members)
 
     def close(self) -> None:
         """End what runs."""

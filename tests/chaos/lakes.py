@@ -1,14 +1,11 @@
 """The lakes of the chaos suite: what breaks them, and all of their files in a folder at the end."""
 
 import os
-import subprocess
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
+from chaos.disk import Disk
 from chaos.faults import LAKE, Fault
-
-_TMPFS_BYTES: Final = 4 << 30
-_PAGE: Final = 4096
 
 
 class Lake(Protocol):
@@ -29,17 +26,14 @@ class Lake(Protocol):
 
 
 class LocalLake:
-    """A folder behind a symbolic link, so that it can be put away and put back at one stroke.
+    """A folder behind a symbolic link, so that it can be put away and put back at one stroke."""
 
-    Where mounting is allowed it is a file system of its own (tmpfs), which can be made full.
-    """
+    name = "local folder"
 
     def __init__(self, folder: Path) -> None:
-        self._link, self._real = folder / "lake", folder / "lake-files"
-        self._real.mkdir()
-        self._link.symlink_to(self._real.name)
-        self.mounted = _mount(self._real)
-        self.name = "local folder (tmpfs)" if self.mounted else "local folder"
+        self._disk = Disk(folder / "lake-files")
+        self._link = folder / "lake"
+        self._link.symlink_to(self._disk.folder.name)
         self.config = f'[lake]\nurl = "{self._link}"\n'
 
     def faults(self) -> list[Fault]:
@@ -47,15 +41,14 @@ class LocalLake:
             Fault("lake away", LAKE, self._put_away, self._put_back, (0.5, 8.0)),
             Fault("lake away, minutes", LAKE, self._put_away, self._put_back, (60.0, 90.0), rare=True),
         ]
-        full = [Fault("lake's disk full", LAKE, self._fill, self._empty, (0.5, 8.0))] if self.mounted else []
-        return away + full
+        full = Fault("lake's disk full", LAKE, self._disk.fill, self._disk.empty, (0.5, 8.0))
+        return [*away, full] if self._disk.mounted else away
 
     def collect(self) -> Path:
-        return self._real
+        return self._disk.folder
 
     def close(self) -> None:
-        if self.mounted:
-            subprocess.run(["umount", "--lazy", str(self._real)], check=False)
+        self._disk.close()
 
     def _put_away(self) -> None:
         """Put a file where the folder was."""
@@ -65,30 +58,5 @@ class LocalLake:
 
     def _put_back(self) -> None:
         link = self._link.with_name("lake.back")
-        link.symlink_to(self._real.name)
+        link.symlink_to(self._disk.folder.name)
         os.replace(link, self._link)
-
-    def _fill(self) -> None:
-        """Leave no page free: the file system shrinks to what is in it."""
-        for _ in range(50):
-            state = os.statvfs(self._real)
-            used = (state.f_blocks - state.f_bfree) * state.f_frsize
-            if _remount(self._real, max(used, _PAGE)):
-                return
-        raise RuntimeError("the tmpfs cannot be shrunk to what is in it")
-
-    def _empty(self) -> None:
-        _remount(self._real, _TMPFS_BYTES)
-
-
-def _mount(folder: Path) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_TMPFS_BYTES}", "tmpfs", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-def _remount(folder: Path, size: int) -> bool:
-    command = ["mount", "-o", f"remount,size={size}", str(folder)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -62,8 +62,9 @@ def run(folder: Path, seed: int, *, minutes: float, rate: float, say: Callable[[
         Failed: The flow did not recover, catch up or drain.
     """
     warm_up()
-    database = Postgresql(folder)
-    world = World(folder, LocalLake(folder), database, epoch_seconds=2.0, file_seconds=10.0, workers=1)
+    world = World(folder, LocalLake, Postgresql, epoch_seconds=2.0, file_seconds=10.0, workers=1)
+    database = world.database
+    assert isinstance(database, Postgresql)
     try:
         driver = Driver(world, say, random.Random(seed))
         driver.begin(rate, seed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from chaos.faults import KILL, KILL_IN_DRAIN, RESCALE, RESTART, Fault
+from chaos.faults import KILL, KILL_IN_DRAIN, RESCALE, RESTART, STOP, Fault
 
 #: Kills one after another: during start-up, while the flow catches up, and after some epochs.
 _GAPS: Final = ((0.1, 1.0), (1.0, 2.5), (2.0, 5.0))
@@ -60,7 +60,7 @@ def plan(random_: random.Random, faults: Sequence[Fault], *, kills: int, rounds:
 
 
 def _fault_episode(random_: random.Random, fault: Fault, others: Sequence[Fault]) -> Episode:
-    """One fault; now and then with one of another system, or a kill, in it."""
+    """One fault; now and then with one of another system, a kill or a SIGTERM in it."""
     length = random_.uniform(*fault.seconds)
     steps, label = [Step(0.0, fault.name, fault), Step(length, fault.name, fault, begins=False)], fault.name
     second = random_.choice([f for f in others if f.system != fault.system] or [None])  # type: ignore[list-item]
@@ -70,7 +70,10 @@ def _fault_episode(random_: random.Random, fault: Fault, others: Sequence[Fault]
         end = begin + random_.uniform(*second.seconds)
         steps += [Step(begin, second.name, second), Step(end, second.name, second, begins=False)]
         label = "two at once"
-    elif chance < 0.45:
+    elif chance < 0.25:
+        steps.append(Step(random_.uniform(0, length), STOP))
+        label += f", {STOP}"
+    elif chance < 0.5:
         steps.append(Step(random_.uniform(0, length + 1.0), KILL, member=random_.randrange(2)))
         label += f", {KILL}"
     return Episode(label, sorted(steps, key=lambda step: step.at), random_.uniform(0.0, 1.5))

@@ -29,6 +29,7 @@ class Row(msgspec.Struct, frozen=True):
     recovery_median_seconds: float
     recovery_worst_seconds: float
     start_up_median_seconds: float
+    worst_without_start_up_seconds: float
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -47,6 +48,7 @@ def _row(kind: str, outcomes: list[Outcome]) -> Row:
         recovery_median_seconds=round(statistics.median(recoveries), 2),
         recovery_worst_seconds=round(max(recoveries), 2),
         start_up_median_seconds=round(statistics.median(o.start_up_seconds for o in outcomes), 2),
+        worst_without_start_up_seconds=round(max(o.recovery_seconds - o.start_up_seconds for o in outcomes), 2),
     )
 
 
@@ -55,12 +57,14 @@ def text(result: Result) -> str:
     lines = [
         f"{result.scenario}, {result.database}, {result.lake}; seed {result.seed}, an epoch of "
         f"{result.epoch_seconds:g} s, {result.seconds:.0f} s in all",
-        f"{'fault':<44}{'times':>6}{'kills':>6}{'outage s':>10}{'recovery s, median':>20}{'worst':>8}{'start-up':>10}",
+        f"{'fault':<44}{'times':>6}{'kills':>6}{'outage s':>10}{'recovery s: median':>20}{'worst':>8}"
+        f"{'start-up':>10}{'worst without':>15}",
     ]
     for row in rows(result.outcomes):
         lines.append(
             f"{row.fault:<44}{row.count:>6}{row.kills:>6}{row.outage_seconds:>10.1f}{row.recovery_median_seconds:>20.2f}"
             f"{row.recovery_worst_seconds:>8.2f}{row.start_up_median_seconds:>10.2f}"
+            f"{row.worst_without_start_up_seconds:>15.2f}"
         )
     counts, verdict = result.verdict.counts, result.verdict
     lines += [

@@ -16,7 +16,7 @@ from chaos.database_postgresql import Postgresql
 from chaos.database_sqlite import Sqlite
 from chaos.databases import Database
 from chaos.driver import Driver, Failed, Outcome
-from chaos.faults import broker_faults, compaction_faults
+from chaos.faults import broker_faults, compaction_faults, disk_faults
 from chaos.lake_azure import AzureLake
 from chaos.lakes import Lake, LocalLake
 from chaos.plan import plan
@@ -82,19 +82,19 @@ def run(
     began = time.monotonic()
     world = World(
         folder,
-        scenario.lake(folder),
-        scenario.database(folder),
+        scenario.lake,
+        scenario.database,
         epoch_seconds=random_.choice(_EPOCHS),
         file_seconds=random_.choice((1.0, 3.0)),
         workers=scenario.workers,
     )
     try:
         faults = broker_faults(world, random_) + world.lake.faults() + world.database.faults()
-        faults += compaction_faults(world)
+        faults += disk_faults(world) + compaction_faults(world)
         episodes = plan(random_, faults, kills=kills, rounds=rounds, rescale=rescale)
         driver = Driver(world, say, random_)
         driver.begin(RATE, seed)
-        driver.run(episodes)
+        driver.run(episodes, kills)
         if status := world.compact():
             raise Failed(f"compact: ended with {status}: {(folder / 'compaction.log').read_text()[-2000:]}")
         say("comparing ledger, lake and database")

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from servers import Mosquitto
 
 from chaos import ledger
 from chaos.databases import Database
+from chaos.disk import Disk
 from chaos.flow import Flow
 from chaos.lakes import Lake
 from chaos.processes import end, spawn
@@ -19,7 +21,7 @@ from chaos.stream import TOPICS
 
 _CONFIG: Final = """\
 [run]
-state = "{folder}/state"
+state = "{disk}/state"
 epoch_seconds = {epoch_seconds}
 shards = 3
 recovery_partitions = 2
@@ -58,22 +60,33 @@ class Broker(Mosquitto):
 
 
 class World:
-    """The systems of one scenario, all running; the flow is not started yet."""
+    """The systems of one scenario, all running; the flow is not started yet.
+
+    The recovery store is on a disk of its own.
+    """
 
     def __init__(
-        self, folder: Path, lake: Lake, database: Database, *, epoch_seconds: float, file_seconds: float, workers: int
+        self,
+        folder: Path,
+        lake: Callable[[Path], Lake],
+        database: Callable[[Path], Database],
+        *,
+        epoch_seconds: float,
+        file_seconds: float,
+        workers: int,
     ) -> None:
-        self.folder, self.lake, self.database = folder, lake, database
-        self.epoch_seconds = epoch_seconds
+        self.folder, self.epoch_seconds = folder, epoch_seconds
+        self.disk = Disk(folder / "disk")
+        self.lake, self.database = lake(folder), database(folder)
         self.broker = Broker(folder / "mosquitto")
         self.broker_proxy = Proxy(self.broker.port)
         self.config = folder / "voltmill.toml"
         text = _CONFIG.format(
-            folder=folder,
+            disk=self.disk.folder,
             port=self.broker_proxy.port,
             topics=json.dumps(TOPICS),
-            lake=lake.config,
-            sql=database.config,
+            lake=self.lake.config,
+            sql=self.database.config,
             epoch_seconds=epoch_seconds,
             file_seconds=file_seconds,
         )
@@ -126,3 +139,4 @@ class World:
         self.broker.stop()
         self.database.close()
         self.lake.close()
+        self.disk.close()
