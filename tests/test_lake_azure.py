@@ -105,13 +105,23 @@ def test_the_last_request_of_a_killed_process_may_come_late(lake: str) -> None:
     assert offsets(lake) == list(range(place))
 
 
-@pytest.mark.parametrize(("away", "back"), [(Azurite.stop, Azurite.start), (Azurite.pause, Azurite.resume)])
+@pytest.mark.parametrize(
+    ("away", "back", "attempt_seconds"),
+    [
+        (Azurite.stop, Azurite.start, 30.0),  # time for the client's own retries, if they were not switched off
+        (Azurite.pause, Azurite.resume, 1.0),
+    ],
+)
 def test_an_outage_is_waited_for_and_work_goes_on_within_five_seconds(
-    lake: str, azurite: Azurite, away: Callable[[Azurite], None], back: Callable[[Azurite], None]
+    lake: str,
+    azurite: Azurite,
+    away: Callable[[Azurite], None],
+    back: Callable[[Azurite], None],
+    attempt_seconds: float,
 ) -> None:
     waits: list[bool] = []
     patience = Patience("the lake", on_waiting=waits.append)
-    part = sink(lake, patience=patience, max_file_rows=4, attempt_seconds=1).build_part("out", "00", None)
+    part = sink(lake, patience=patience, max_file_rows=4, attempt_seconds=attempt_seconds).build_part("out", "00", None)
     returned: list[float] = []
 
     def restore() -> None:
@@ -122,7 +132,9 @@ def test_an_outage_is_waited_for_and_work_goes_on_within_five_seconds(
     state: Any = None
     steps: list[Callable[[], Any]] = [
         lambda: part.write_batch([telemetry(0, 4)]),
-        lambda: sink(lake, patience=patience, attempt_seconds=1, existing=True).build_part("out", "00", state),
+        lambda: sink(lake, patience=patience, attempt_seconds=attempt_seconds, existing=True).build_part(
+            "out", "00", state
+        ),
     ]
     for step in steps:
         away(azurite)
