@@ -87,30 +87,31 @@ class DayCompaction:
     def _merge_all(self) -> Plan:
         """Merge until nothing is left to merge; what is left, and why."""
         while True:
-            files = self._look()
-            listing = Listing(file.path for file in files)
+            files, covered = self._look()
             if not self._settings.dry_run:
-                self._clear([file for file in files if file.path not in listing], listing)
-            left = self._plan([file for file in files if file.path in listing])
-            todo = [alike for merge in left.merges if len(alike := self._alike(merge)) > 1]
+                self._clear(files, covered)
+            todo = self._plan(files)
             if self._settings.dry_run:
-                for alike in todo:
-                    self._count(alike)
-            if self._settings.dry_run or not todo:
-                return left
-            self._merge(todo[0])
+                for merge in todo.merges:
+                    self._count(merge)
+            if self._settings.dry_run or not todo.merges:
+                return todo
+            self._merge(todo.merges[0])
 
-    def _look(self) -> list[LakeFile]:
-        """The files that are there now, in order."""
+    def _look(self) -> tuple[list[LakeFile], list[LakeFile]]:
+        """The files that count now, in order, and those that others cover."""
         sizes = self._store.sizes(self._at(self._day.folder))
         self._sizes = {f"{self._day.folder}/{name}": size for name, size in sizes.items()}
         files = [file for file in map(parse, self._sizes) if file and file.stream == self._day.stream]
-        return sorted(files, key=lambda file: file.first)
+        listing = Listing(file.path for file in files)
+        counting = sorted((file for file in files if file.path in listing), key=lambda file: file.first)
+        return counting, [file for file in files if file.path not in listing]
 
     def _plan(self, files: Sequence[LakeFile]) -> Plan:
         candidates = [Candidate(file, self._bytes_written(file)) for file in files]
         limit = self._settings.max_file_mb * compact_plan.GRANULE
-        return compact_plan.plan(candidates, limit=limit, settled=self._day.settled, over=self._day.over)
+        made = compact_plan.plan(candidates, limit=limit, settled=self._day.settled, over=self._day.over)
+        return made._replace(merges=[alike for merge in made.merges if len(alike := self._alike(merge)) > 1])
 
     def _alike(self, files: list[LakeFile]) -> list[LakeFile]:
         """Without the first ones, as long as they have other columns than those after them."""
@@ -118,50 +119,58 @@ class DayCompaction:
             files = files[1:]
         return files
 
-    def _merge(self, wanted: Sequence[LakeFile]) -> None:
+    def _merge(self, wanted: list[LakeFile]) -> None:
         """Make a merged file, and see that it is there as it was made."""
-        made = join(self._store, self._day.table, wanted, self._sizes, level=self._settings.compression_level)
+        sizes = self._sizes
+        made = join(self._store, self._day.table, wanted, sizes, level=self._settings.compression_level)
         files, made_of = list(made.parts), [part for parts in made.parts.values() for part in parts]
+        data = made.writer.finish(self._facts(files, made_of))
+        # They may have been set aside meanwhile, with other rows under their numbers; or the listing that was
+        # planned by was under way while another compaction removed files.
+        if wanted not in self._plan(self._look()[0]).merges or any(sizes[f.path] != self._sizes[f.path] for f in files):
+            raise FileNotFoundError(wanted[0].path)
         first, last = files[0].first, files[-1].last
-        rows = sum(rows for rows, _ in made_of)
-        facts = {STORE_KEY: self._day.stream.store, SHARD_KEY: self._day.stream.shard, SEQUENCE_KEY: str(first)}
-        facts |= {ROWS_KEY: str(rows), SETTLED_KEY: str(last + 1)}
-        data = made.writer.finish(facts | {PARTS_KEY: msgspec.json.encode(made_of).decode()})
-        # They may have been set aside meanwhile, and under their numbers other rows be on their way.
-        now = Listing(file.path for file in self._look())
-        if not all(file.path in now for file in files):
-            raise FileNotFoundError(files[0].path)
         path = f"{self._day.folder}/{merged_name(self._day.stream.store, first, last)}"
         self._store.create(self._at(path), data)  # where it is there already, it is the same
         if self._footer(LakeFile(path, self._day.stream, files[0].date, first, last)).parts != made_of:
             raise LakeError(f"{path} was there, with other rows than the files that it covers: move it out of the lake")
         self._merged |= set(files)
         self._count(files)
-        self._report.rows += rows
+        self._report.rows += sum(rows for rows, _ in made_of)
         self._report.bytes_after += data.size
+
+    def _facts(self, files: Sequence[LakeFile], made_of: Parts) -> dict[str, str]:
+        """The metadata of a merged file."""
+        facts = {STORE_KEY: self._day.stream.store, SHARD_KEY: self._day.stream.shard}
+        facts |= {SEQUENCE_KEY: str(files[0].first), SETTLED_KEY: str(files[-1].last + 1)}
+        facts |= {ROWS_KEY: str(sum(rows for rows, _ in made_of))}
+        return facts | {PARTS_KEY: msgspec.json.encode(made_of).decode()}
 
     def _count(self, files: Sequence[LakeFile]) -> None:
         self._report.merged += len(files)
         self._report.into += 1
         self._report.bytes_before += sum(self._sizes[file.path] for file in files)
 
-    def _clear(self, covered: Sequence[LakeFile], listing: Listing) -> None:
-        """Remove what a merged file covers, and what a killed compaction left half written."""
+    def _clear(self, counting: Sequence[LakeFile], covered: Sequence[LakeFile]) -> None:
+        """Remove what merged files cover, and what a killed compaction left half written."""
+        listing = Listing(file.path for file in counting)
         for file in covered:
-            holder = listing.holder(file) or file
-            begin = file.first - holder.first
-            held = self._footer(holder).parts[begin : begin + file.last - file.first + 1]
             if file not in self._merged:
-                if sum(rows for rows, _ in held) != sum(rows for rows, _ in self._footer(file).parts):
-                    raise LakeError(f"{file.path} has other rows than {holder.path}: move one of them out of the lake")
+                self._check_covered(file, listing.holder(file) or file)
                 self._report.cleared += 1
             self._store.remove(self._at(file.path))
-        if self._store.local:
-            for name in self._store.names(self._at(self._day.folder)):
-                half = _HALF_WRITTEN.fullmatch(name)
-                file_ = half and parse(f"{self._day.folder}/{half[1]}")
-                if file_ and file_.merged and file_.stream == self._day.stream:
-                    self._store.remove(self._at(f"{self._day.folder}/{name}"))
+        for name in self._store.names(self._at(self._day.folder)) if self._store.local else ():
+            half = _HALF_WRITTEN.fullmatch(name)
+            file_ = half and parse(f"{self._day.folder}/{half[1]}")
+            if file_ and file_.merged and file_.stream == self._day.stream:
+                self._store.remove(self._at(f"{self._day.folder}/{name}"))
+
+    def _check_covered(self, file: LakeFile, holder: LakeFile) -> None:
+        """See that a merged file has the rows of one that lies within it."""
+        begin = file.first - holder.first
+        held = self._footer(holder).parts[begin : begin + file.last - file.first + 1]
+        if sum(rows for rows, _ in held) != sum(rows for rows, _ in self._footer(file).parts):
+            raise LakeError(f"{file.path} has other rows than {holder.path}: move one of them out of the lake")
 
     def _bytes_written(self, file: LakeFile) -> int:
         """Bytes of a file as the sink wrote it."""

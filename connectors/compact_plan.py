@@ -48,7 +48,7 @@ def plan(day: Sequence[Candidate], *, limit: int, settled: int, over: bool) -> P
         day: all files that count, in order.
         limit: the widest interval, in bytes: ``GRANULE`` times a power of two.
         settled: files below this number are settled.
-        over: whether no file will be added to this day.
+        over: whether no file will be added to this day; all of them are settled then.
 
     Example:
         >>> from voltmill.connectors.lake_files import parse
