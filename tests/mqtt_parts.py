@@ -10,7 +10,7 @@ from servers import Mosquitto
 from voltmill.connectors.mqtt import MqttPartition, MqttSettings, Publisher
 
 
-def until(condition: Callable[[], bool], timeout: float = 15.0) -> None:
+def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "not within the time"
@@ -28,7 +28,7 @@ def publish(settings: MqttSettings, topic: str, payloads: list[bytes]) -> None:
     with Publisher(settings, "test-publisher") as publisher:
         for payload in payloads:
             publisher.publish(topic, payload)
-        publisher.drain(15)
+        publisher.drain(30)
 
 
 def numbers(count: int, start: int = 0) -> list[bytes]:
