@@ -1,15 +1,17 @@
-"""A TCP proxy that can be cut, blackholed, slowed and made to drop connections, in a thread of its own."""
+"""A TCP proxy that can be cut, blackholed, slowed and made to drop connections; two threads a connection."""
 
-import asyncio
 import random
+import socket
 import threading
-from collections.abc import Coroutine
-from typing import Any, Final
+import time
+from collections.abc import Callable
+from typing import Final
 
 from voltmill.flows.broker import free_port
 
 _HOST: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
+_JOIN_SECONDS: Final = 10.0
 
 
 class Proxy:
@@ -18,84 +20,107 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self.port = free_port()
         self._target = target
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._listener: socket.socket | None = None
+        self._sockets: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
         self._delay = 0.0
-        self._loop = asyncio.new_event_loop()
-        self._open = asyncio.Event()
-        self._open.set()
-        threading.Thread(target=self._loop.run_forever, name=f"proxy-{target}", daemon=True).start()
-        self._do(self._listen())
+        self._open = threading.Event()
+        self.restore()
 
     def cut(self) -> None:
-        """Reset all connections and refuse new ones."""
-        self._do(self._cut())
+        """End all connections and refuse new ones."""
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            listener.close()
+        self._end(lambda: True)
 
     def blackhole(self) -> None:
         """Take connections and pass nothing on, as a firewall does that drops packets."""
-        self._loop.call_soon_threadsafe(self._open.clear)
+        self._open.clear()
 
     def delay(self, seconds: float) -> None:
         """Hold every chunk back for so long."""
         self._delay = seconds
 
     def drop(self, share: float, random_: random.Random) -> None:
-        """Reset some of the connections."""
-        self._loop.call_soon_threadsafe(self._abort, lambda: random_.random() < share)
+        """End some of the connections."""
+        self._end(lambda: random_.random() < share)
 
     def restore(self) -> None:
-        """Pass everything on again; what was held back by ``blackhole`` is passed on now."""
+        """Pass everything on again; what ``blackhole`` held back is passed on now."""
         self._delay = 0.0
-        self._loop.call_soon_threadsafe(self._open.set)
-        self._do(self._listen())
+        self._open.set()
+        if self._listener is None:
+            self._listener = socket.create_server((_HOST, self.port), backlog=128)
+            self._start(self._accept, self._listener)
 
     def close(self) -> None:
         """End it."""
-        self._do(self._cut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.cut()
+        self._open.set()
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(threading.Thread(target=work, args=arguments, name=f"proxy-{self._target}", daemon=True))
+        self._threads[-1].start()
 
-    async def _listen(self) -> None:
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, _HOST, self.port, limit=_CHUNK)
+    def _end(self, chosen: Callable[[], bool]) -> None:
+        """Shut connections down; their threads close them."""
+        with self._lock:
+            for one in [one for one in self._sockets if chosen()]:
+                try:
+                    one.shutdown(socket.SHUT_RDWR)
+                except OSError:  # its peer was quicker
+                    continue
 
-    async def _cut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        self._abort(lambda: True)
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:  # closed by ``cut``
+                return
+            with self._lock:
+                self._sockets.add(client)
+            self._start(self._serve, client, listener)
 
-    def _abort(self, chosen: Any) -> None:
-        for writer in [w for w in self._connections if chosen()]:
-            writer.transport.abort()
+    def _serve(self, client: socket.socket, listener: socket.socket) -> None:
+        with client:
+            try:
+                self._open.wait()
+                if self._listener is not listener:
+                    return  # cut in the meantime
+                with socket.create_connection((_HOST, self._target)) as server:
+                    self._join(client, server)
+            except OSError:  # the server is not there: neither are we
+                return
+            finally:
+                with self._lock:
+                    self._sockets.discard(client)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
-        onward: asyncio.StreamWriter | None = None
+    def _join(self, client: socket.socket, server: socket.socket) -> None:
+        for one in (client, server):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back.start()
+        self._pump(client, server)
+        back.join()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        """One direction; a side that ends its sending may still receive, as TCP has it."""
         try:
-            await self._open.wait()
-            back, onward = await asyncio.open_connection(_HOST, self._target, limit=_CHUNK)
-            both = [asyncio.ensure_future(self._pump(reader, onward)), asyncio.ensure_future(self._pump(back, writer))]
-            await asyncio.wait(both)
-        except OSError:
-            pass  # the server is not there: neither are we
-        finally:
-            self._connections.discard(writer)
-            for end in (writer, onward):
-                if end is not None:
-                    end.transport.abort()
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction, until either side ends; half-closed connections are kept, as TCP has them."""
-        try:
-            while data := await reader.read(_CHUNK):
-                await self._open.wait()
+            while data := source.recv(_CHUNK):
+                self._open.wait()
                 if self._delay:
-                    await asyncio.sleep(self._delay)
-                writer.write(data)
-                await writer.drain()
-            writer.write_eof()
-        except OSError:
-            writer.transport.abort()
+                    time.sleep(self._delay)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:  # one of the two is gone: so is the other
+            for one in (source, sink):
+                try:
+                    one.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue
