@@ -134,7 +134,7 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """The names in a folder, sorted, hidden ones too; empty when it does not exist, though the lake does."""
-        return self._call("list", folder, lambda: self._names_once(self.path(folder)))
+        return self._call("list", folder or "it", lambda: self._names_once(self.path(folder)))
 
     def find(self, folder: str) -> list[str]:
         """Every file below a folder, relative to it, in name order (by code point), hidden ones left out."""
