@@ -119,6 +119,13 @@ class Session(paho.Client):  # type: ignore[misc]
             self._send_pingreq()
         return int(paho.MQTT_ERR_SUCCESS)
 
+    def loop_write(self, max_packets: int = 1) -> int:
+        """Write what is queued, and note when: paho does that only of a packet which it could not write whole."""
+        code = int(super().loop_write(max_packets))
+        with self._msgtime_mutex:
+            self._last_msg_out = time.monotonic()
+        return code
+
     def _heard(self) -> None:
         with self._msgtime_mutex:
             self._last_msg_in = time.monotonic()

@@ -393,3 +393,18 @@ def test_tls_files_are_named(tmp_path: Path) -> None:
         TlsSettings(ca_file="nowhere.pem").context()
     with pytest.raises(ValueError, match="cert_file 'nowhere.pem'"):
         TlsSettings(cert_file="nowhere.pem").context()
+
+
+def test_an_idle_connection_is_asked_now_and_then_and_not_more(
+    mosquitto: Start, build: Callable[..., MqttPartition]
+) -> None:
+    broker = mosquitto()
+    part = build(settings_for(broker, "idle"))
+    until(lambda: part.subscribed)
+    publish(settings_for(broker, "idle"), "idle/1", numbers(10))
+    read(part, 10)
+    before = broker.log.count("Received PINGREQ")
+    began = time.monotonic()
+    until(lambda: broker.log.count("Received PINGREQ") >= before + 3)
+    # One a second: a third of timeout_seconds. A storm of them would come in milliseconds.
+    assert 1.5 < time.monotonic() - began < 20
