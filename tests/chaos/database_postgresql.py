@@ -1,6 +1,7 @@
 """PostgreSQL under chaos: stopped, killed, paused, cut off, and with triggers that refuse rows or pretend conflicts."""
 
 import random
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ class Postgresql:
         self._server = PostgreSQL()
         self._proxy = Proxy(self._server.port)
         self._indexed = False
+        self._asking = threading.local()
         url = self._server.url().replace(f":{self._server.port}/", f":{self._proxy.port}/")
         self.config = f'[sql]\nurl = "{url}"\ndriver = "{self._driver}"\n'
 
@@ -103,11 +105,17 @@ class Postgresql:
         return pyodbc.connect(f"{parts};UID={server.user};PWD={{{server.password}}};UseDeclareFetch=1;Fetch=20000")
 
     def _number(self, query: str) -> int:
+        """The answer to a question that is asked all the time: over a connection that is kept, one a thread."""
         import pyodbc
 
         try:
-            return int(self._server.query(query)[0][0] or 0)
+            if getattr(self._asking, "connection", None) is None:
+                self._asking.connection = self._connect()
+            row = self._asking.connection.execute(query).fetchone()
+            self._asking.connection.commit()
+            return int(row[0] or 0)
         except pyodbc.Error:
+            self._asking.connection = None
             return 0
 
     def _do(self, statements: str) -> Any:

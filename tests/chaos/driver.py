@@ -13,7 +13,7 @@ from chaos.plan import Episode, Step
 from chaos.stream import DEVICES, TOPICS
 from chaos.world import World
 
-_TURN_SECONDS: Final = 0.02
+_TURN_SECONDS: Final = 0.05
 _RECOVERY_SECONDS: Final = 180.0
 _SURVIVOR_SECONDS: Final = 1.5
 _CATCH_UP_SECONDS: Final = 600.0
