@@ -96,22 +96,29 @@ class Report(msgspec.Struct):
 
 
 def write(file: Path, report: Report) -> None:
-    """Write it as JSON, where it is committed: no path of this machine in it."""
-    content = {
-        "command": report.command,
+    """Write it as JSON, where it is committed: no path of this machine in it.
+
+    What was left out of this run stays as the run before found it; each part names its command.
+    """
+    content = msgspec.json.decode(file.read_bytes()) if file.exists() else {"scenarios": []}
+    content |= {
         "python": platform.python_version(),
         "system": platform.system(),
         "versions": {name: version(name) for name in _PACKAGES},
-        "scenarios": [_scenario(result) for result in report.results],
-        "memory": report.memory and _memory(report.memory),
-        "mutations": report.tally
-        and {
+    }
+    run = {"command": report.command}
+    new = [run | _scenario(result) for result in report.results]
+    names = {scenario["scenario"] for scenario in new}
+    content["scenarios"] = [old for old in content["scenarios"] if old["scenario"] not in names] + new
+    if report.memory:
+        content["memory"] = run | _memory(report.memory)
+    if report.tally:
+        content["mutations"] = run | {
             "messages": report.tally.messages,
             "rows": report.tally.rows,
             "dead_letters": report.tally.dead_letters,
             "raised_lost_or_doubled": len(report.tally.problems),
-        },
-    }
+        }
     file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
 
 
