@@ -91,6 +91,8 @@ def run(
     try:
         faults = broker_faults(world, random_) + world.lake.faults() + world.database.faults()
         faults += disk_faults(world) + compaction_faults(world)
+        if not world.disk.mounted:
+            say("no right to mount a small file system here: full disks are left out")
         episodes = plan(random_, faults, kills=kills, rounds=rounds, rescale=rescale)
         driver = Driver(world, say, random_)
         driver.begin(RATE, seed)
