@@ -12,6 +12,7 @@ A part of a page looks so; its name is a key of ``PARTS``:
 
 import ast
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -234,6 +235,59 @@ def _value_name(parameter: Any) -> str:
     return names.get(parameter.name, "N")
 
 
+def _chaos() -> str:
+    """What the last long run of the chaos suite found."""
+    run = json.loads((DOCS.parent / "tests" / "chaos" / "latest.json").read_text())
+    parts = [*run["scenarios"], run["memory"], run["mutations"]]
+    shown = " and ".join(f"`{command}`" for command in dict.fromkeys(part["command"] for part in parts))
+    blocks = [f"The last long run, {shown}:", _chaos_verdicts(run)]
+    for scenario in run["scenarios"]:
+        blocks += [f"**{_chaos_name(scenario)}**, fault by fault, seconds:", _chaos_faults(scenario["faults"])]
+    return "\n\n".join(blocks)
+
+
+def _chaos_name(scenario: dict[str, Any]) -> str:
+    return f"{scenario['scenario']}, {scenario['database']}, {scenario['lake']}"
+
+
+def _chaos_verdicts(run: dict[str, Any]) -> str:
+    rows = []
+    for found in run["scenarios"]:
+        what = f"{_chaos_name(found)}; seed {found['seed']}, {found['seconds'] / 60:.0f} minutes"
+        replay = "identical" if found["replay_identical"] else "DIFFERS"
+        rows.append((what, str(found["kills"]), *_chaos_counts(found), replay))
+    memory, mutated = run["memory"], run["mutations"]
+    growth = memory["rss_peak_megabytes"] / memory["rss_before_megabytes"] - 1
+    what = (
+        f"database away for {memory['database_away_minutes']:g} minutes at {memory['messages_per_second']} "
+        f"messages/s: memory {memory['rss_before_megabytes']} MB before, {memory['rss_peak_megabytes']} MB at most "
+        f"({growth:+.0%}), working again after {memory['recovery_seconds']:.1f} s"
+    )
+    rows.append((what, "0", *_chaos_counts(memory), ""))
+    what = f"mutated payloads through decode: {mutated['rows']:,} rows, {mutated['dead_letters']:,} dead letters"
+    raised = str(mutated["raised_lost_or_doubled"])
+    rows.append((f"{what}; none may raise", "", f"{mutated['messages']:,}", raised, raised, ""))
+    return table(("run", "kills", "messages", "lost", "doubled", "replay"), rows)
+
+
+def _chaos_counts(found: dict[str, Any]) -> tuple[str, str, str]:
+    return f"{found['messages']:,}", str(found["lost"]), str(found["doubled"])
+
+
+def _chaos_faults(faults: list[dict[str, Any]]) -> str:
+    columns = (
+        "count",
+        "kills",
+        "outage_seconds",
+        "recovery_median_seconds",
+        "recovery_worst_seconds",
+        "start_up_median_seconds",
+        "worst_without_start_up_seconds",
+    )
+    header = ("fault", "times", "kills", "away", "recovery, median", "worst", "start-up", "worst without start-up")
+    return table(header, [(fault["fault"], *(f"{fault[name]:g}" for name in columns)) for fault in faults])
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     **{f"schema {name}": (lambda name=name: _schema(name)) for name in SCHEMAS},
     **{f"settings {place.strip('[]')}": (lambda s=struct: settings(s)) for place, struct in TABLES.items()},
@@ -245,6 +299,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "metrics": _metrics,
     "state": _state,
     "commands": _command_line,
+    "chaos": _chaos,
 }
 
 
