@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,6 +26,9 @@ from voltmill.flows.config import RunSettings
 from voltmill.flows.warm_up import compiled, warm_up
 
 log = logging.getLogger("voltmill")
+
+#: What SQLite says of the recovery store, within the words of the engine: a full disk, say.
+_STORE_SAID: Final = re.compile(r'SqliteFailure\(.*?Some\("(.*?)"\)', re.DOTALL)
 
 #: How long a process of a cluster that is asked to drain waits for the others, s: within Kubernetes' grace of 30.
 LEAVE_SECONDS: Final = 15.0
@@ -136,7 +140,7 @@ def run(
         drain: What asks the sources to end. In a cluster the process does not wait for ever for the others.
 
     Raises:
-        RuntimeError: The engine failed; in a cluster usually because another process ended.
+        RuntimeError: The engine failed: the recovery store cannot be written, or, in a cluster, another process ended.
         Exception: What a source, an operator or a sink raised, without the engine's wrapping.
     """
     if drain is not None and drain.requested:
@@ -160,11 +164,22 @@ def run(
         while isinstance(failed, BytewaxRuntimeError) and failed.__cause__ is not None:
             failed = failed.__cause__
     except BaseException as e:
-        if type(e).__name__ != "PanicException":  # it cannot be imported, and is no Exception
+        failed = _engine_failure(e, settings, bool(addresses))
+        if failed is None:
             raise
-        lost = "the connection to another process of the cluster is lost: start all of them again"
-        failed = RuntimeError(lost if addresses else f"the engine failed: {e}")
     finally:
         ended.set()
     if failed is not None:  # out here it keeps the causes of its own
         raise failed
+
+
+def _engine_failure(error: BaseException, settings: RunSettings, cluster: bool) -> RuntimeError | None:
+    """What ended the engine itself, in words of ours; None: it was something else."""
+    if said := _STORE_SAID.search(str(error)):
+        words = f"the recovery store cannot be used: {said[1]}; once that is mended, start again: nothing is lost"
+        return RuntimeError(f"{settings.state}: {words}")
+    if type(error).__name__ != "PanicException":  # it cannot be imported, and is no Exception
+        return None
+    if cluster:
+        return RuntimeError("the connection to another process of the cluster is lost: start all of them again")
+    return RuntimeError(f"the engine failed: {error}")

@@ -159,6 +159,37 @@ def test_an_error_in_a_flow_comes_out_as_it_was_and_alone(backtrace: str) -> Non
     assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == ["before", "after"]
 
 
+FULL = """
+import os, resource, signal, sys
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource
+from voltmill.flows import running
+from voltmill.flows.config import RunSettings
+from voltmill.flows.recovery import open_store
+
+settings = RunSettings(state=sys.argv[1], epoch_seconds=0.01)
+open_store(settings)
+flow = Dataflow("f")
+numbers = op.input("in", flow, TestingSource(range(1000)))
+rows = op.map("key", numbers, lambda k: (str(k), os.urandom(9000)))
+op.output("out", op.stateful_map("state", rows, lambda old, new: (new, None)), TestingSink([]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # the nearest to a full disk without root
+try:
+    running.run(flow, settings)
+except RuntimeError as e:
+    print(e)
+"""
+
+
+def test_a_recovery_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    done = subprocess.run([sys.executable, "-c", FULL, state], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"{state}: the recovery store cannot be used: "), done.stderr
+    assert "disk" in done.stdout and done.stdout.endswith("nothing is lost\n") and done.stdout.count("\n") == 1
+
+
 def test_a_flow_runs_to_its_end_with_recovery(tmp_path: Path) -> None:
     from voltmill.flows.recovery import open_store
 
