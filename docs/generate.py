@@ -239,8 +239,8 @@ def _chaos() -> str:
     """What the last long run of the chaos suite found."""
     run = json.loads((DOCS.parent / "tests" / "chaos" / "latest.json").read_text())
     parts = [*run["scenarios"], run["memory"], run["mutations"]]
-    shown = " and ".join(f"`{command}`" for command in dict.fromkeys(part["command"] for part in parts))
-    blocks = [f"The last long run, {shown}:", _chaos_verdicts(run)]
+    shown = "\n".join(dict.fromkeys(part["command"] for part in parts))
+    blocks = [f"The last long run:\n\n```sh\n{shown}\n```", _chaos_verdicts(run)]
     for scenario in run["scenarios"]:
         blocks += [f"**{_chaos_name(scenario)}**, fault by fault, seconds:", _chaos_faults(scenario["faults"])]
     return "\n\n".join(blocks)
