@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from voltmill.connectors.sql_text import quoted
+from voltmill.connectors.sql_text import check_key, quoted
 
 #: Name and type of each column of the table named by the parameter; no rows where there is none.
 COLUMNS: Final = (
@@ -53,8 +53,7 @@ class Statements:
             >>> Statements.of("t", schema, ["id"]).create
             'CREATE TABLE IF NOT EXISTS "t" ("id" text COLLATE "C" NOT NULL, "x" real, PRIMARY KEY ("id"))'
         """
-        if unknown := [name for name in key if name not in schema.names]:
-            raise ValueError(f"table {table}: no column {', '.join(unknown)} for its key")
+        check_key(table, schema, key)
         types = {field.name: _type(field) for field in schema}
         return cls(
             types=types,

@@ -45,8 +45,7 @@ class Statements:
             >>> Statements.of("t", schema, ["id"]).upsert
             'INSERT INTO t_rows ("id", "x") VALUES (?, ?) ON CONFLICT ("id") DO UPDATE SET "x" = excluded."x"'
         """
-        if unknown := [name for name in key if name not in schema.names]:
-            raise ValueError(f"table {table}: no column {', '.join(unknown)} for its key")
+        check_key(table, schema, key)
         if all(pa.types.is_dictionary(schema.field(name).type) for name in key):
             raise ValueError(f"table {table}: its key needs a column that is not a label")
         types = {field.name: _type(field) for field in schema}
@@ -72,6 +71,16 @@ class Statements:
             create=tuple(create),
             upsert=_upsert(rows, columns, unique),
         )
+
+
+def check_key(table: str, schema: pa.Schema, key: Sequence[str]) -> None:
+    """Make sure that the columns of a key are columns of the schema.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if unknown := [name for name in key if name not in schema.names]:
+        raise ValueError(f"table {table}: no column {', '.join(unknown)} for its key")
 
 
 def quoted(name: str) -> str:
