@@ -1,6 +1,7 @@
 """What the broker sends again is known: with a real Mosquitto, killed flows and cut connections."""
 
 import pickle
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from chaos.proxy import Proxy
 from mqtt_parts import commit, numbers, offsets, payloads, publish, read, settings_for, until
 from servers import Mosquitto
-from tcp_proxy import TcpProxy
 
 from voltmill.connectors.drain import Drain
 from voltmill.connectors.mqtt import MqttPartition, MqttSettings, MqttSource
@@ -76,9 +77,9 @@ def flow() -> Iterator[Callable[[MqttSettings], Flow]]:
 
 
 @pytest.fixture
-def proxied(broker: Mosquitto) -> Iterator[tuple[TcpProxy, Callable[..., MqttSettings]]]:
+def proxied(broker: Mosquitto) -> Iterator[tuple[Proxy, Callable[..., MqttSettings]]]:
     """A proxy before the broker, and settings that lead through it."""
-    proxy = TcpProxy(broker.port)
+    proxy = Proxy(broker.port)
     yield proxy, lambda name, **options: settings_for(broker, name, **{"port": proxy.port} | options)
     proxy.close()
 
@@ -122,7 +123,7 @@ def test_killed_between_commit_and_puback_nothing_comes_twice(
 
 
 def test_a_cut_connection_brings_nothing_twice(
-    proxied: tuple[TcpProxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
+    proxied: tuple[Proxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
 ) -> None:
     proxy, settings_by = proxied
     settings = settings_by("cut")
@@ -130,13 +131,13 @@ def test_a_cut_connection_brings_nothing_twice(
     publish(settings, "cut/a", [*numbers(9), b"0"])  # the last equals the first, under another packet id
     assert one.read(10) == [*numbers(9), b"0"]
     for again in (10, 20):
-        proxy.cut()
+        proxy.drop(1.0, random.Random())
         one.until_again(again)
     publish(settings, "cut/a", numbers(5, 10))
     assert one.read(5) == numbers(5, 10)
     commit(one.part)  # over the third connection
     until(lambda: one.part.next_batch() == [] and one.part.snapshot()[2] == b"")  # and the broker has read it
-    proxy.cut()
+    proxy.drop(1.0, random.Random())
     publish(settings, "cut/a", [b"after"])
     assert one.read(1) == [b"after"]
     assert one.again == 20
@@ -147,24 +148,24 @@ def test_a_cut_connection_brings_nothing_twice(
 
 
 def test_what_became_durable_while_the_connection_was_away_is_acknowledged_at_its_return(
-    proxied: tuple[TcpProxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
+    proxied: tuple[Proxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
 ) -> None:
     proxy, settings_by = proxied
     settings = settings_by("away", timeout_seconds=0.3)
     one = flow(settings)
     publish(settings, "away/a", numbers(10))
     assert one.read(10) == numbers(10)
-    proxy.silence()
+    proxy.lose()
     commit(one.part)  # these acknowledgements arrive nowhere
     until(lambda: not one.part._client.is_connected())
-    proxy.heal()
+    proxy.restore()
     one.until_again(10)
     one.part.close()
     assert left_with(settings) == []
 
 
 def test_copies_that_wait_in_the_inbox_are_handed_out_once(
-    proxied: tuple[TcpProxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
+    proxied: tuple[Proxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
 ) -> None:
     proxy, settings_by = proxied
     settings = settings_by("waiting")
@@ -172,7 +173,7 @@ def test_copies_that_wait_in_the_inbox_are_handed_out_once(
     publish(settings, "waiting/a", numbers(40))
     until(lambda: one.part.queued == 40)
     for copies in (80, 120):
-        proxy.cut()
+        proxy.drop(1.0, random.Random())
         until(lambda copies=copies: one.part.queued == copies)
     assert one.read(40) == numbers(40)
     one.until_again(80)
@@ -182,14 +183,14 @@ def test_copies_that_wait_in_the_inbox_are_handed_out_once(
 
 
 def test_it_drains_after_a_cut_connection(
-    proxied: tuple[TcpProxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
+    proxied: tuple[Proxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
 ) -> None:
     proxy, settings_by = proxied
     settings = settings_by("drained")
     one = flow(settings)
     publish(settings, "drained/a", numbers(10))
     assert one.read(10) == numbers(10)
-    proxy.cut()
+    proxy.drop(1.0, random.Random())
     one.until_again(10)
     one.drain.request()
     assert one.part.next_batch() == []
@@ -297,18 +298,18 @@ def test_it_works_within_5_s_of_the_return_of_a_paused_broker(
 
 
 def test_it_works_within_5_s_after_its_connection_fell_silent(
-    broker: Mosquitto, proxied: tuple[TcpProxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
+    broker: Mosquitto, proxied: tuple[Proxy, Callable[..., MqttSettings]], flow: Callable[..., Flow]
 ) -> None:
     proxy, settings_by = proxied
     one = flow(settings_as_shipped(settings_by("silent")))
     publish(settings_for(broker, "probe"), "silent/a", numbers(10))
     assert one.read(10) == numbers(10)
-    proxy.silence()
-    proxy.heal()  # other connections work, this one says nothing more
+    proxy.lose()
+    proxy.restore()  # other connections work, this one says nothing more
     assert seconds_until_it_works(one, broker) < 5
-    proxy.silence()
+    proxy.lose()
     time.sleep(4)  # now it is trying to connect
-    proxy.heal()
+    proxy.restore()
     assert seconds_until_it_works(one, broker) < 5
     assert one.part.snapshot()[1] == 12
 

@@ -26,6 +26,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._delay = 0.0
         self._open = threading.Event()
+        self._lost: list[threading.Event] = []
         self.restore()
 
     def cut(self) -> None:
@@ -40,6 +41,11 @@ class Proxy:
         """Take connections and pass nothing on, as a firewall does that drops packets."""
         self._open.clear()
 
+    def lose(self) -> None:
+        """Pass nothing on, as ``blackhole``, but for ever: after ``restore`` only new connections work."""
+        self._open.clear()
+        self._lost.append(self._open)
+
     def delay(self, seconds: float) -> None:
         """Hold every chunk back for so long."""
         self._delay = seconds
@@ -51,6 +57,8 @@ class Proxy:
     def restore(self) -> None:
         """Pass everything on again; what ``blackhole`` held back is passed on now."""
         self._delay = 0.0
+        if self._open in self._lost:
+            self._open = threading.Event()
         self._open.set()
         if self._listener is None:
             self._listener = socket.create_server((_HOST, self.port), backlog=128)
@@ -59,7 +67,8 @@ class Proxy:
     def close(self) -> None:
         """End it."""
         self.cut()
-        self._open.set()
+        for gate in [*self._lost, self._open]:
+            gate.set()
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
 
@@ -85,35 +94,35 @@ class Proxy:
                 return
             with self._lock:
                 self._sockets.add(client)
-            self._start(self._serve, client, listener)
+            self._start(self._serve, client, listener, self._open)
 
-    def _serve(self, client: socket.socket, listener: socket.socket) -> None:
+    def _serve(self, client: socket.socket, listener: socket.socket, gate: threading.Event) -> None:
         with client:
             try:
-                self._open.wait()
+                gate.wait()
                 if self._listener is not listener:
                     return  # cut in the meantime
                 with socket.create_connection((_HOST, self._target)) as server:
-                    self._join(client, server)
+                    self._join(client, server, gate)
             except OSError:  # the server is not there: neither are we
                 return
             finally:
                 with self._lock:
                     self._sockets.discard(client)
 
-    def _join(self, client: socket.socket, server: socket.socket) -> None:
+    def _join(self, client: socket.socket, server: socket.socket, gate: threading.Event) -> None:
         for one in (client, server):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back = threading.Thread(target=self._pump, args=(server, client, gate), daemon=True)
         back.start()
-        self._pump(client, server)
+        self._pump(client, server, gate)
         back.join()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
         """One direction; a side that ends its sending may still receive, as TCP has it."""
         try:
             while data := source.recv(_CHUNK):
-                self._open.wait()
+                gate.wait()
                 if self._delay:
                     time.sleep(self._delay)
                 sink.sendall(data)
