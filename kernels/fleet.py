@@ -45,6 +45,10 @@ class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """The readings that are believed."""
     gap_seconds: float = 30.0
     """Time without a sample that counts as a gap, s."""
+    operating_volt: Interval = (0.0, 0.0)
+    """Cell voltage at which discharging ends, and at which charging ends, V; 0 and 0: unknown."""
+    models: tuple[str, ...] | None = None
+    """Names of the models to use, of those in force that were made for the cell type; not given: all of them."""
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""
@@ -52,6 +56,9 @@ class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError("capacity_ah is from 0 to 1e9, series at least 0, parallel at least 1")
         if not 0 < self.gap_seconds <= 1e9:
             raise ValueError("gap_seconds must be above 0, and 1e9 at most")
+        empty, full = self.operating_volt
+        if (empty, full) != (0.0, 0.0) and not 0.0 < empty < full:
+            raise ValueError("operating_volt: the voltage of the empty cell comes first, both above 0")
         for name in self.limits.__struct_fields__:
             low, high = getattr(self.limits, name)
             if not low < high:

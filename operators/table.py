@@ -22,6 +22,8 @@ FACTS: Final = np.dtype(
         ("series", "<i4"),
         ("capacity_ah", "<f8"),  # NaN: unknown
         ("gap_us", "<i8"),
+        ("empty_volt", "<f8"),  # operating_volt; NaN: unknown
+        ("full_volt", "<f8"),
         ("voltage_low", "<f8"),
         ("voltage_high", "<f8"),
         ("temperature_low", "<f8"),
@@ -84,6 +86,7 @@ def _facts(index: int, entry: FleetEntry) -> tuple[Any, ...]:
         entry.series,
         entry.capacity_ah or np.nan,
         int(entry.gap_seconds * 1e6),
+        *(volt or np.nan for volt in entry.operating_volt),
         *limits.cell_voltage_volt,
         *limits.cell_temperature_celsius,
         *limits.current_ampere,
