@@ -28,6 +28,7 @@ from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.sql import SqlSettings
 from voltmill.flows import graph, running
+from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, RunSettings
 from voltmill.flows.live import lake_sinks, sql_table
 from voltmill.flows.metrics import Metrics
@@ -77,8 +78,7 @@ def run_fused(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
     decode = Decoder(settings.decode)
     quality = [QualityState(settings.quality, fleet) for _ in names]
     features = [FeatureState(settings.features, fleet) for _ in names]
-    ((_, _, model),) = graph.models(settings, "live")
-    estimate = [EstimateState(model, fleet, "live") for _ in names]
+    estimate = [EstimateState(Models(settings).of("features"), fleet) for _ in names]
     sinks = lake_sinks(settings, "fused", Metrics())
     archive = [sinks.telemetry[0].build_part("t", name, None) for name in names]  # type: ignore[attr-defined]
     predicted = [sinks.predictions[0].build_part("p", name, None) for name in names]  # type: ignore[attr-defined]
@@ -94,8 +94,8 @@ def run_fused(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
             for k, part in split(telemetry, len(names)):
                 judged = quality[k].apply(part)
                 archive[k].write_batch([judged])
-                predictions, failure = estimate[k].apply(features[k].apply(judged))
-                assert failure is None
+                (made,) = estimate[k].apply(features[k].apply(judged))
+                predictions = made.batch
                 predicted[k].write_batch([predictions])
                 found.append(predictions)
             assert not database.write(found)

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from voltmill.flows import graph
+from voltmill.flows.choice import Models, table_columns
 from voltmill.flows.config import Config, ConfigError, load
-from voltmill.kernels.feature_table import features
 from voltmill.operators.dialects import SHIPPED
 from voltmill.operators.mapping import fit
 from voltmill.operators.model import Model, ModelError, OnnxModel, discover
@@ -24,7 +23,7 @@ def check_file(file: Path, config: Config) -> Findings:
 
 def describe_models() -> Findings:
     """Every model found, with contract and errors."""
-    found = discover(known_features={f.name for f in features()})
+    found = discover(columns=table_columns(Config()))
     return found.problems, [line for name, model in found.models.items() for line in _described(name, model)]
 
 
@@ -36,13 +35,13 @@ def _configuration(file: Path) -> Findings:
     try:
         if config.mqtt.tls:
             config.mqtt.tls.context()
-        found = graph.models(config, "live")
+        found = Models(config).current()
     except ValueError as e:  # of files that it names
         return [f"{file}: {e}"], []
     report = [f"{file}: good"]
     if not config.fleet:
         report.append("no [[fleet]] table: every device is unknown and gets no prediction")
-    cells = {model.contract.cell_type for _, _, model in found}
+    cells = {model.contract.cell_type for model, _ in found}
     for entry in config.fleet:
         place = f'[[fleet]] match = "{entry.match}"'
         if entry.cell_type not in cells:
@@ -66,7 +65,7 @@ def _message(file: Path, config: Config) -> Findings:
 
 def _model(file: Path) -> Findings:
     try:
-        model = OnnxModel(file, known_features={f.name for f in features()})
+        model = OnnxModel(file, columns=table_columns(Config()))
     except ModelError as e:
         return [str(e)], []
     return [], _described(file.stem, model)

@@ -76,9 +76,24 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """One ``[[model]]`` table: a model that runs."""
 
     name: str
-    """Name of a model that ``voltmill models`` lists, or the path of an ONNX file with a contract."""
-    shadow: bool = False
-    """Whether its predictions are only compared: their mode is then shadow."""
+    """Name of a model in ``[models] folder`` or that ``voltmill models`` lists, or the path of an ONNX file."""
+    mode: typing.Literal["live", "shadow", "fallback"] = "live"
+    """live: its predictions count. shadow: they are only compared. fallback: it is asked where a live one failed."""
+
+
+class ModelsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[models]`` table: where models come from while the flow runs."""
+
+    folder: str = ""
+    """Folder of ONNX files with contracts; empty: none. A file whose name, without .onnx, a ``[[model]]`` bears is
+    that model; any other runs in shadow. What is new or replaced there takes over at an epoch boundary."""
+    look_seconds: float = 5.0
+    """How often the folder is looked at, s."""
+
+    def __post_init__(self) -> None:
+        """Check the values once, where they enter."""
+        if not 0 <= self.look_seconds <= 3600:
+            raise ValueError("look_seconds must be 0 to 3600")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -91,6 +106,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     quality: QualitySettings = QualitySettings()
     features: FeatureSettings = FeatureSettings()
     model: tuple[ModelEntry, ...] = (ModelEntry(name="lg_hg2_soc"),)
+    models: ModelsSettings = ModelsSettings()
     fleet: tuple[FleetEntry, ...] = ()
     archive: ArchiveSettings = ArchiveSettings()
     lake: LakeSettings = LakeSettings()

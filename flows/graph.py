@@ -18,15 +18,14 @@ from bytewax.inputs import Source
 from bytewax.operators import KeyedStream
 from bytewax.outputs import Sink
 
+from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, ConfigError
 from voltmill.flows.metrics import Metrics
-from voltmill.kernels.feature_table import features as feature_table
 from voltmill.kernels.schema import TIME
 from voltmill.operators.decode import decode
-from voltmill.operators.estimate import Mode, estimate
+from voltmill.operators.estimate import estimate
 from voltmill.operators.features import features
 from voltmill.operators.mapping import build_mapper
-from voltmill.operators.model import Model, ModelError, discover, load
 from voltmill.operators.quality import quality
 from voltmill.operators.sample import Mapper
 from voltmill.operators.shard import shard, shard_names
@@ -62,7 +61,7 @@ def build(
     *,
     redrive: Source[pa.RecordBatch] | None = None,
     decoded: bool = False,
-    mode: Mode = "live",
+    models: Models | None = None,
     since: datetime | None = None,
     metrics: Metrics | None = None,
 ) -> Dataflow:
@@ -74,14 +73,14 @@ def build(
         config: Everything else.
         redrive: Emits ``RAW`` batches of messages that are sent again; None: there are none.
         decoded: Whether the source emits telemetry, as the lake does.
-        mode: Written into the predictions: live or replay.
+        models: The models in force; those of the configuration, live, if not given.
         since: Predictions for earlier event times are not given out: those samples only warm the state up.
         metrics: What counts; a new one if not given.
 
     Raises:
         ConfigError: A mapping or a model of the configuration cannot be used.
     """
-    metrics = metrics or Metrics()
+    metrics, models = metrics or Metrics(), models or Models(config)
     fleet = config.devices
     flow = Dataflow("voltmill")
     stream = op.input("source", flow, source)
@@ -109,18 +108,17 @@ def build(
         f"features-{tag}", judged, settings=config.features, fleet=fleet, observe=metrics.observe("features")
     )
     predictions: list[Keyed] = []
-    for name, entry_mode, model in models(config, mode):
-        found = estimate(
-            f"estimate-{name}-{tag}",
-            rows,
-            model=model,
-            fleet=fleet,
-            mode=entry_mode,
-            observe=metrics.observe("estimate"),
-            on_unknown=metrics.unknown.inc,
-        )
-        predictions.append(_since(f"since-{name}", found.predictions, since))
-        letters.append(found.failures)
+    found = estimate(
+        f"estimate-features-{tag}",
+        rows,
+        models=models.of("features"),
+        fleet=fleet,
+        observe=metrics.observe("estimate"),
+        on_unknown=metrics.unknown.inc,
+        on_answer=metrics.on_answer,
+    )
+    predictions.append(_since("since-features", found.predictions, since))
+    letters.append(found.failures)
     predictions = _tap("estimated", predictions, metrics.on_predictions)
     for k, database in enumerate(sinks.databases if predictions else ()):
         refused = database.upsert(f"sql-{k}", op.merge(f"sql-{k}-all", *predictions))
@@ -140,20 +138,6 @@ def mapper(config: Config) -> Mapper | None:
         return build_mapper(config.decode, config.mapping)
     except ValueError as e:
         raise ConfigError(str(e)) from None
-
-
-def models(config: Config, mode: Mode) -> list[tuple[str, Mode, Model]]:
-    """The models of the configuration: step name, mode and model."""
-    known = {f.name for f in feature_table(config.features.windows_seconds)}
-    found = discover(known_features=known)
-    out: list[tuple[str, Mode, Model]] = []
-    for entry in config.model:
-        try:
-            model = found.models.get(entry.name) or load(entry.name, known_features=known)
-        except ModelError as e:
-            raise ConfigError(f"[[model]] {e}") from None
-        out.append((f"{model.contract.name}-{model.sha256[:8]}", "shadow" if entry.shadow else mode, model))
-    return out
 
 
 def _tap(name: str, streams: Sequence[Keyed], count: Callable[[pa.RecordBatch], None]) -> list[Keyed]:

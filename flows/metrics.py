@@ -4,6 +4,7 @@ Operators know nothing of metrics: the graph hands them plain callables and look
 pass between them.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from threading import Lock
@@ -18,6 +19,9 @@ from prometheus_client.registry import Collector
 
 from voltmill.kernels.schema import Quality
 from voltmill.operators import columns
+from voltmill.operators.model import Model
+
+log = logging.getLogger("voltmill.models")
 
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -69,6 +73,13 @@ class Metrics:
         self.predictions = Counter("voltmill_predictions", "predictions made", ["target", "mode"], registry=r)
         self.nulls = Counter("voltmill_predictions_null", "predictions without a value", ["target"], registry=r)
         self.unknown = Counter("voltmill_unknown_devices", "devices no model was made for", registry=r)
+        self.asked = Counter("voltmill_model_rows", "rows a model was asked about", ["model", "sha256"], registry=r)
+        self.failed = Counter(
+            "voltmill_model_failed_rows", "rows a model failed on: they fell back", ["model", "sha256"], registry=r
+        )
+        self.failing = Gauge(
+            "voltmill_model_failing", "1 while the last rows a model was asked about failed", ["model"], registry=r
+        )
         self.rows = Histogram("voltmill_batch_rows", "rows a batch", ["stream"], buckets=_ROWS, registry=r)
         self.stage = Histogram("voltmill_stage_seconds", "seconds a batch", ["stage"], buckets=_SECONDS, registry=r)
         self.latency = Latency(r)
@@ -82,6 +93,7 @@ class Metrics:
             registry=r,
         )
         self._newest = np.nan
+        self._failing = set[str]()
 
     def serve(self, host: str, port: int) -> None:
         """Serve the metrics over HTTP, in a thread."""
@@ -132,6 +144,22 @@ class Metrics:
         self.nulls.labels(target).inc(batch.column("value").null_count)
         for entry in pc.value_counts(batch.column("mode")).to_pylist():
             self.predictions.labels(target, entry["values"]).inc(entry["counts"])
+
+    def on_answer(self, model: Model, asked: int, failed: int) -> None:
+        """Count what a model was asked and failed on; say so when it begins to fail, and when that is over."""
+        name, sha256 = model.contract.name, model.sha256
+        self.asked.labels(name, sha256).inc(asked)
+        if failed:
+            self.failed.labels(name, sha256).inc(failed)
+        if bool(failed) == (name in self._failing):
+            return
+        self.failing.labels(name).set(float(bool(failed)))
+        if failed:
+            self._failing.add(name)
+            log.error("model fails, its rows fall back", extra={"model": name, "sha256": sha256, "rows": failed})
+        else:
+            self._failing.discard(name)
+            log.info("model answers again", extra={"model": name, "sha256": sha256})
 
     def on_stored(self, batch: pa.RecordBatch) -> None:
         """Note that predictions are in the database."""

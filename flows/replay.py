@@ -20,6 +20,7 @@ from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSettings, LakeSink
 from voltmill.connectors.lake_source import LakeSource
 from voltmill.flows import graph
+from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, RunSettings
 from voltmill.flows.recovery import close_store, open_store
 from voltmill.flows.replay_plan import Plan, Work, plan_of, refuse_lake
@@ -111,7 +112,12 @@ def replay(
         on_progress=watch,
     )
     flow = graph.build(
-        source, _sinks(target, config.run.shards, telemetry), config, decoded=True, mode="replay", since=start
+        source,
+        _sinks(target, config.run.shards, telemetry),
+        config,
+        decoded=True,
+        models=Models(config, "replay"),
+        since=start,
     )
     fresh = work.begin(plan)
     settings = RunSettings(state=str(work.state), shards=config.run.shards, epoch_seconds=epoch_seconds)

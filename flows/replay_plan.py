@@ -22,7 +22,7 @@ from voltmill import __version__
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_reader import listed, open_parquet
 from voltmill.connectors.store import Store
-from voltmill.flows import graph
+from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, ConfigError
 
 FOLDER: Final = "_replay"
@@ -39,7 +39,7 @@ class ReplayedModel(msgspec.Struct, frozen=True):
 
     name: str
     sha256: str
-    shadow: bool
+    mode: str
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,8 +110,7 @@ def plan_of(
         telemetry=telemetry,
         shards=config.run.shards,
         models=tuple(
-            ReplayedModel(model.contract.name, model.sha256, mode == "shadow")
-            for _, mode, model in graph.models(config, "replay")
+            ReplayedModel(model.contract.name, model.sha256, mode) for model, mode in Models(config, "replay").current()
         ),
         settings={name: _digest(getattr(config, name)) for name in _TABLES},
     )
@@ -238,7 +237,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_shown, value)) or "none"
     if isinstance(value, ReplayedModel):
-        return f"{value.name} ({value.sha256[:8]}{', shadow' if value.shadow else ''})"
+        return f"{value.name} ({value.sha256[:8]}{'' if value.mode == 'replay' else f', {value.mode}'})"
     if isinstance(value, datetime):
         return value.isoformat()
     if value is None or isinstance(value, bool):

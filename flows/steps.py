@@ -17,7 +17,7 @@ from voltmill.flows.recovery import partitions, read, steps_with_state
 #: Operators of Bytewax that have state.
 _STATEFUL: Final = ("input", "output", "stateful_batch")
 
-#: Steps of models, which come and go with the configuration: their ids bear the model's name and digest.
+#: Steps of models: one for each table of rows. Those of 0.1 bore a model's name and digest, and begin anew.
 _MODELS: Final = "voltmill.estimate-"
 
 #: Steps of former versions, whose state held nothing: the SQL sink of 0.1.

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from voltmill.connectors.mqtt_delivered import Delivered
 from voltmill.connectors.mqtt_inbox import Inbox
-from voltmill.flows import graph
+from voltmill.flows.choice import Models
 from voltmill.flows.config import Config
 from voltmill.flows.simulate import SimulateSettings, messages
 from voltmill.kernels.compile import CACHE_DIR
@@ -43,8 +43,7 @@ def warm_up() -> None:
         quality = QualityState(QualitySettings(), fleet)
         rows = FeatureState(FeatureSettings(), fleet).apply(quality.apply(part))
         QualityState(QualitySettings(), fleet, quality.snapshot()).apply(part)
-        for _, _, model in graph.models(config, "live"):
-            EstimateState(model, fleet, "live").apply(rows)
+        EstimateState(Models(config).of("features"), fleet).apply(rows)
     _receive_one()
     _DONE.touch()
 

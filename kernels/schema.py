@@ -23,7 +23,7 @@ class Quality(IntFlag):
     """What is known to be wrong or odd about a sample; a bit set, carried on to every prediction.
 
     The first thirteen are raised by ``decode`` and ``quality`` and describe the measurement; the
-    last four are raised by ``estimate`` and describe a prediction made from it.
+    last five are raised by ``estimate`` and describe a prediction made from it.
     """
 
     DUPLICATE = 1 << 0  # (device_id, seq) was seen before; takes no part in state
@@ -43,6 +43,7 @@ class Quality(IntFlag):
     OUT_OF_DOMAIN = 1 << 14  # a model input is missing or outside its valid range: null
     WARM_UP = 1 << 15  # the model has seen too little of the device yet: a wide interval
     MODEL_FAILED = 1 << 16  # the model failed; the value is a fallback
+    PARTIAL_SESSION = 1 << 17  # the session is too short, or too different from what the model was made for: null
 
 
 #: The ``source`` of dead letters that were sent through the graph again.

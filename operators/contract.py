@@ -1,13 +1,22 @@
 """The contract of a model: what it takes, what it gives, where it holds, how wrong it was measured to be.
 
-It is stored as JSON in the metadata of an ONNX file, so a model and its contract cannot part.
+It is stored as JSON in the metadata of an ONNX file, so a model and its contract cannot part; a model
+behind HTTP has it in a file of its own.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float32]
+
+#: The outputs that a model may have.
+OUTPUTS: Final = (("value",), ("value", "laplace_scale"), ("value", "lo90", "hi90"))
+#: Numbers that a model may keep of one device: 16 KB, written with every snapshot.
+CARRIED_MAX: Final = 4096
 
 
 class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,6 +32,19 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Lowest value the model was made for, in the feature's unit."""
     high: float
     """Highest value the model was made for, in the feature's unit."""
+    missing: float | None = None
+    """What the model is given where the value is not known; not given: then it is not asked."""
+
+
+class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A column that is no input, but says whether the model may be asked about a row."""
+
+    name: str
+    """Column of the table."""
+    low: float
+    """Lowest value that is good enough, in the column's unit."""
+    high: float
+    """Highest value that is good enough, in the column's unit."""
 
 
 class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,7 +64,13 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What a model takes, gives and promises; stored as JSON in the metadata of an ONNX file."""
 
     kind: Literal["features", "step", "window"]
-    """features: one row in, one row out, no state. The other two are named but not yet supported."""
+    """features: (rows, features) in, (rows, outputs) out, no memory. step: takes (rows, state_size) besides and gives
+    it back anew, carried for each device; zeros to begin with. window: takes (rows, window_rows, features), the
+    device's last rows, oldest first."""
+    table: Literal["features", "sessions", "health"] = "features"
+    """What a row is: a sample with its features, a finished session, or a SOH value with the device's history of it."""
+    session: Literal["charge", "discharge", "rest", "any"] = "any"
+    """The sessions that the model is asked about; only for the table sessions."""
     name: str
     """Name of the model, as predictions bear it."""
     version: str
@@ -53,16 +81,23 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Unit of the outputs: percent for soc and soh, cycles for rul."""
     features: tuple[Feature, ...]
     """The inputs, in order."""
+    conditions: tuple[Range, ...] = ()
+    """What else must hold of a row, or the prediction is null: a session that is long enough, for example."""
     outputs: tuple[str, ...]
-    """The outputs, in order; the first is ``value``. ``laplace_scale``: its mean absolute error, as foreseen."""
+    """The outputs, in order: ``value`` first, then none, ``laplace_scale`` (its mean absolute error, as foreseen), or
+    ``lo90`` and ``hi90`` (the ends of its 90 % interval)."""
     current_sign: Literal["positive_while_charging"]
     """Sign of current and C-rate in the features."""
     dt_range_seconds: tuple[float, float]
     """Shortest and longest time between two samples that the model was made for, s."""
     cell_type: str
-    """The cell it was made for; it is used for no other."""
+    """The cell it was made for; it is used for no other. ``*``: for any."""
     nominal_ah: float
-    """Nominal capacity of one cell, Ah."""
+    """Nominal capacity of one cell, Ah; 0 for a model of any cell."""
+    state_size: int = 0
+    """Numbers carried for each device from row to row; only for the kind step."""
+    window_rows: int = 0
+    """Rows in a window; only for the kind window."""
     capacity_fraction: float = 1.0
     """Capacity that 100 % SOC stands for, as a fraction of the nominal one."""
     warm_up_seconds: float = 0.0
@@ -82,16 +117,35 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         for f in self.features:
             if not (f.scale > 0 and np.isfinite(f.offset) and f.low < f.high):
                 raise ValueError(f"features: {f.name}: scale is above 0, offset is finite, low is below high")
-        if not self.outputs or self.outputs[0] != "value":
-            raise ValueError('outputs: the first output is "value"')
+            if f.missing is not None and not f.low <= f.missing <= f.high:
+                raise ValueError(f"features: {f.name}: missing lies from low to high")
+        for r in self.conditions:
+            if not r.low <= r.high:
+                raise ValueError(f"conditions: {r.name}: low is at most high")
+        if self.outputs not in OUTPUTS:
+            raise ValueError(f"outputs: one of {'; '.join(', '.join(names) for names in OUTPUTS)}")
+        if (self.kind == "step") != (self.state_size > 0):
+            raise ValueError("state_size: above 0 for the kind step, 0 for any other")
+        if (self.kind == "window") != (self.window_rows > 0):
+            raise ValueError("window_rows: above 0 for the kind window, 0 for any other")
+        if max(self.state_size, self.window_rows * len(names)) > CARRIED_MAX:
+            raise ValueError(f"state_size, window_rows: {CARRIED_MAX} numbers a device at most")
+        if self.session != "any" and self.table != "sessions":
+            raise ValueError("session: only for the table sessions")
         if (self.unit == "cycles") != (self.target == "rul"):
             raise ValueError("unit: percent for soc and soh, cycles for rul")
         if not 0 <= self.dt_range_seconds[0] < self.dt_range_seconds[1]:
             raise ValueError("dt_range_seconds: the shorter time comes first, from 0 s")
-        if not (self.nominal_ah > 0 and self.capacity_fraction > 0 and self.warm_up_seconds >= 0):
-            raise ValueError("nominal_ah and capacity_fraction are above 0, warm_up_seconds at least 0")
-        if self.fusion is not None and (self.target != "soc" or "laplace_scale" not in self.outputs):
-            raise ValueError("fusion: needs target soc and the output laplace_scale")
+        if not self.cell_type:
+            raise ValueError('cell_type: name the cell, or "*" for any')
+        if self.nominal_ah < 0 or (self.nominal_ah == 0) != (self.cell_type == "*"):
+            raise ValueError('nominal_ah: above 0, or 0 for a model of cell_type "*"')
+        if not (self.capacity_fraction > 0 and self.warm_up_seconds >= 0):
+            raise ValueError("capacity_fraction is above 0, warm_up_seconds at least 0")
+        if self.fusion is not None and (self.target, self.table) != ("soc", "features"):
+            raise ValueError("fusion: needs target soc and table features")
+        if self.fusion is not None and "laplace_scale" not in self.outputs:
+            raise ValueError("fusion: needs the output laplace_scale")
         if self.fusion is not None and min(msgspec.structs.astuple(self.fusion)) <= 0:
             raise ValueError("fusion: all values are above 0")
 
@@ -100,7 +154,20 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Names of the inputs, in order."""
         return tuple(f.name for f in self.features)
 
-    def in_domain(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column it reads: the inputs, then those of the conditions."""
+        return self.feature_names + tuple(r.name for r in self.conditions)
+
+    def filled(self, features: Matrix) -> Matrix:
+        """The features with what stands for those that are not known: a copy if there are any."""
+        for k, f in enumerate(self.features):
+            if f.missing is not None and (unknown := np.isnan(features[:, k])).any():
+                features = features.copy()
+                features[unknown, k] = f.missing
+        return features
+
+    def in_domain(self, features: Matrix) -> npt.NDArray[np.bool_]:
         """Which rows the model was made for: every feature there, finite and within its valid range.
 
         Args:
@@ -109,7 +176,14 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Returns:
             One bool per row. A NaN is in no range.
         """
-        low = np.array([f.low for f in self.features], np.float32)
-        high = np.array([f.high for f in self.features], np.float32)
-        inside = (features >= low) & (features <= high)
-        return np.asarray(inside.all(axis=1))
+        return _inside(features, self.features)
+
+    def in_conditions(self, columns: Matrix) -> npt.NDArray[np.bool_]:
+        """Which rows meet every condition; ``columns``: (rows, n conditions), in the contract's order."""
+        return _inside(columns, self.conditions)
+
+
+def _inside(values: Matrix, ranges: Sequence[Feature | Range]) -> npt.NDArray[np.bool_]:
+    low = np.array([r.low for r in ranges], np.float32)
+    high = np.array([r.high for r in ranges], np.float32)
+    return np.asarray(((values >= low) & (values <= high)).all(axis=1))

@@ -1,32 +1,46 @@
-"""estimate: features in, predictions of one model out, with an interval and a reason where there is none.
+"""estimate: rows of a table in, predictions of every model in force out, with an interval or the reason for none.
 
-A device whose cell type the model was not made for gets null and a bit, never a guess. A model that
-fails takes nothing down: its rows fall back to coulomb counting, with ``mode`` fallback. Where it gives
-no number for a row, that row falls back; where it raises, all rows it was asked for do.
+Several models run side by side: those that count (live), those that are only compared (shadow), and those
+that are asked where one that counts failed (fallback). Which ones they are may change after a snapshot,
+so a new model takes over at an epoch boundary. A device that no model was made for gets null and a bit,
+never a guess. A model that fails takes nothing down: see `voltmill.operators.lane`.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
 
 import bytewax.operators as op
 import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import operator
-from bytewax.operators import KeyedStream
+from bytewax.operators import KeyedStream, StatefulBatchLogic
 from numpy.typing import NDArray
 
 from voltmill.kernels.fleet import Fleet
-from voltmill.kernels.fusion import COASTED, FUSION_STATE, MEASURED, WITHHELD, fuse
-from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, Quality, label
-from voltmill.operators.model import Model
-from voltmill.operators.stateful import by_shard
-from voltmill.operators.table import DeviceTable
+from voltmill.kernels.schema import PREDICTION
+from voltmill.operators.lane import Answer, Asked, Lane, Outputs, serves
+from voltmill.operators.model import Choice, Chosen, Mode, Model
+from voltmill.operators.predictions import Spare, failure_batch, prediction_batch, values_batch
+from voltmill.operators.remote import Queue
+from voltmill.operators.table import DeviceTable, state_parts
 
-Mode = Literal["live", "shadow", "replay"]
-Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
 
-_LAPLACE_90: Final = np.float32(np.log(10.0))  # 90 % of a Laplace density lie within ln(10) scales
+#: Called with a model, the rows it was asked about, and how many of them it failed on.
+OnAnswer = Callable[[Model, int, int], None]
+
+#: How often it is looked whether remote models have answered.
+_LOOK: Final = timedelta(milliseconds=20)
+
+
+class Made(NamedTuple):
+    """One thing that came of a batch."""
+
+    kind: Literal["predictions", "failures", "values"]
+    batch: pa.RecordBatch
 
 
 @dataclass(frozen=True)
@@ -34,171 +48,275 @@ class EstimateOut:
     """The ways out of ``estimate``."""
 
     predictions: KeyedStream[pa.RecordBatch]
-    """``PREDICTION`` batches: one row for each row of features."""
+    """``PREDICTION`` batches: for each model one row for each row of a device it was made for."""
     failures: KeyedStream[pa.RecordBatch]
-    """``DEAD_LETTER`` batches: one row for each batch that the model failed on."""
+    """``DEAD_LETTER`` batches: one row for each batch that a model failed on."""
+    values: KeyedStream[pa.RecordBatch]
+    """The rows with ``value``, ``lo90`` and ``hi90`` of the first model that counts for their device."""
+
+
+class _Share(NamedTuple):
+    """Which rows are a lane's, by index of the fleet entry; the last element answers for -1, the device of no entry."""
+
+    rows: Flags
+    """It gives a prediction for them."""
+    known: Flags
+    """Its model was made for them; else the prediction is null."""
+    first: Flags
+    """No model before it counts for them."""
+
+
+class _Job(NamedTuple):
+    """Rows that a lane is asked about."""
+
+    asked: Asked
+    spare: Spare
+    first: Flags
 
 
 class EstimateState:
-    """One model and what it knows of the devices of one shard."""
+    """The models in force and what they know of the devices of one shard."""
 
     def __init__(
         self,
-        model: Model,
+        models: Choice,
         fleet: Fleet,
-        mode: Mode,
         snapshot: tuple[Any, ...] | None = None,
+        *,
         on_unknown: Callable[[int], None] = lambda _: None,
+        on_answer: OnAnswer = lambda model, asked, failed: None,
     ) -> None:
-        self._model, self._mode, self._on_unknown = model, mode, on_unknown
-        contract = model.contract
-        # By index of the fleet entry; the last element answers for -1, the device of no entry.
-        self._known = np.array([e.cell_type == contract.cell_type for e in fleet.entries] + [False])
-        self.table = DeviceTable(FUSION_STATE, fleet, snapshot)
+        self._models, self._fleet = models, fleet
+        self._on_unknown, self._on_answer = on_unknown, on_answer
+        devices, stored = state_parts("estimate", snapshot, {"v1": 2})[1] if snapshot is not None else (None, ())
+        self.table = DeviceTable(np.dtype("<u1"), fleet, devices)
+        self._chosen: tuple[Chosen, ...] = ()
+        self._lanes: list[Lane] = []
+        self._shares: list[_Share] = []
+        self._queues: dict[int, Queue[_Job, Outputs]] = {}
+        self._unserved = np.zeros(0, np.bool_)
+        self._settled = False
+        self._follow(tuple(models()), stored)
         self._count_unknown(0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of state."""
-        return self.table.nbytes
+        """Bytes of state, spare capacity left out."""
+        return self.table.nbytes + sum(lane.nbytes(len(self.table)) for lane in self._lanes)
 
-    def apply(self, features: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
-        """The predictions of a batch, and the failure of the model, if it failed."""
-        slots = self._slots(features.column("device_id"))
-        known = self._known[self.table.facts["entry"][slots]]
-        matrix = np.column_stack([features.column(name).to_numpy() for name in self._model.contract.feature_names])
-        domain = known & self._in_domain(matrix, features.column("sample_interval_seconds").to_numpy())
-        bits = features.column("quality_bits").to_numpy().copy()
-        bits[~known] |= np.uint32(Quality.UNKNOWN_CELL)
-        bits[known & ~domain] |= np.uint32(Quality.OUT_OF_DOMAIN)
-        outputs, error = self._predict(matrix, domain)
-        failed = domain & ~self._sound(outputs)
-        bits[failed] |= np.uint32(Quality.MODEL_FAILED)
-        use = np.where(failed, COASTED, np.where(domain, MEASURED, WITHHELD)).astype(np.uint8)
-        interval = self._interval(features, slots, use, outputs, bits)
-        predictions = self._batch(features, interval, failed, bits)
-        return predictions, None if error is None else _failure(features, failed, error)
+    @property
+    def waiting(self) -> bool:
+        """Whether a remote model still has to answer."""
+        return any(queue.waiting for queue in self._queues.values())
+
+    def apply(self, rows: pa.RecordBatch) -> list[Made]:
+        """What comes of a batch at once; what remote models say of it comes by ``collect``."""
+        made = self._renew()
+        seen = len(self.table)
+        slots = self.table.slots(rows.column("device_id"))
+        if len(self.table) > seen:
+            self._grow()
+            self._count_unknown(seen)
+        entry = self.table.facts["entry"][slots]
+        spare = Spare.none(len(rows))
+        for k, (lane, share) in enumerate(zip(self._lanes, self._shares, strict=True)):
+            theirs, wanted = share.rows[entry], lane.wanted(rows)
+            where = np.flatnonzero(theirs if wanted is None else theirs & wanted)
+            if len(where) == 0:
+                continue
+            everywhere = len(where) == len(rows)
+            part = rows if everywhere else rows.take(pa.array(where))
+            asked = lane.ask(part, slots if everywhere else slots[where], share.known[entry[where]])
+            if lane.chosen.mode == "fallback":
+                spare.add(lane.chosen.model, where, self._answer(lane, asked, lane.predict(asked)).interval)
+                continue
+            job = _Job(asked, spare if everywhere else spare.take(where), share.first[entry[where]])
+            if k in self._queues:
+                made += [each for done in self._queues[k].put(job) for each in self._made(lane, *done)]
+            else:
+                made += self._made(lane, job, lane.predict(asked))
+        return made
+
+    def collect(self, *, wait: bool = False) -> list[Made]:
+        """What remote models have answered, in the order they were asked; ``wait``: all of it."""
+        return [
+            each
+            for k, queue in self._queues.items()
+            for done in queue.done(wait=wait)
+            for each in self._made(self._lanes[k], *done)
+        ]
 
     def snapshot(self) -> tuple[Any, ...]:
-        """The device table: a copy."""
-        return self.table.snapshot()
+        """Version, devices and, for each model, what it knows of them and the rows it has yet to answer: a copy."""
+        self._settled = True
+        count = len(self.table)
+        lanes = tuple((lane.snapshot(count), self._pending(k)) for k, lane in enumerate(self._lanes))
+        return ("v1", self.table.snapshot(), lanes)
 
-    def _slots(self, ids: pa.StringArray) -> NDArray[np.int32]:
-        seen = len(self.table)
-        slots = self.table.slots(ids)
-        self._count_unknown(seen)
-        return slots
+    def _pending(self, k: int) -> tuple[bytes, ...]:
+        jobs = self._queues[k].jobs() if k in self._queues else []
+        return tuple(_to_bytes(job.asked.rows) for job in jobs)
+
+    def _renew(self) -> list[Made]:
+        """After a snapshot, go over to the models that are in force now."""
+        if not self._settled:
+            return []
+        self._settled = False
+        chosen = tuple(self._models())
+        if all(a is b for a, b in zip(chosen, self._chosen, strict=False)) and len(chosen) == len(self._chosen):
+            return []
+        made = self.collect(wait=True)
+        count = len(self.table)
+        self._follow(chosen, tuple((lane.snapshot(count), ()) for lane in self._lanes))
+        return made
+
+    def _follow(self, chosen: tuple[Chosen, ...], stored: tuple[Any, ...]) -> None:
+        """Make the lanes of the models, and let each go on from what is stored under its model's name."""
+        self._chosen = chosen
+        order = {"fallback": 0, "live": 1, "replay": 1, "shadow": 2}  # an answer must be there before it is needed
+        self._lanes = [Lane(each) for each in sorted(chosen, key=lambda each: order[each.mode])]
+        self._grow()
+        # A name may stand for two models, one live and one in shadow: the digest decides, then the name alone.
+        states = {lane[0]: (lane, pending) for lane, pending in stored}
+        states |= {(lane[0], lane[1]): (lane, pending) for lane, pending in stored}
+        self._shares = self._shared()
+        self._queues = {
+            k: Queue(lambda job, lane=lane: lane.predict(job.asked))  # type: ignore[misc]
+            for k, lane in enumerate(self._lanes)
+            if getattr(lane.chosen.model, "remote", False)
+        }
+        for k, lane in enumerate(self._lanes):
+            found = states.get(lane.identity) or states.get(lane.identity[0])
+            if found:
+                lane.restore(len(self.table), found[0])
+                for data in found[1] if k in self._queues else ():
+                    self._ask_again(k, _from_bytes(data))
+
+    def _ask_again(self, k: int, rows: pa.RecordBatch) -> None:
+        """Rows that were on their way when the state was stored; what fallback models said of them is not."""
+        slots = self.table.slots(rows.column("device_id"))
+        share, entry = self._shares[k], self.table.facts["entry"][slots]
+        asked = self._lanes[k].ask(rows, slots, share.known[entry])
+        for _ in self._queues[k].put(_Job(asked, Spare.none(len(rows)), share.first[entry])):
+            raise AssertionError("a snapshot holds no more batches than a queue")
+
+    def _shared(self) -> list[_Share]:
+        """Who answers for whom. Rows of samples that nobody was made for are the first model's, to say so."""
+        entries, shares = [*self._fleet.entries, None], []
+        knows = [
+            np.array([e is not None and serves(lane.chosen.model.contract, e) for e in entries]) for lane in self._lanes
+        ]
+        taken: dict[str, Flags] = {}
+        nobody = np.ones(len(entries), np.bool_)
+        for known in knows:
+            nobody &= ~known
+        self._unserved = nobody
+        told = set[str]()
+        for lane, known in zip(self._lanes, knows, strict=True):
+            contract, mode = lane.chosen.model.contract, lane.chosen.mode
+            rows = known
+            if mode == "fallback":
+                shares.append(_Share(known, known, np.zeros_like(known)))
+                continue
+            served = np.logical_or.reduce(
+                [k for other, k in zip(self._lanes, knows, strict=True) if _same_target(other, lane)]
+            )
+            if contract.table == "features" and contract.target not in told:
+                rows = known | ~served
+                told.add(contract.target)
+            first = np.zeros_like(known)
+            if mode != "shadow":
+                before = taken.setdefault(contract.target, np.zeros_like(known))
+                first = known & ~before
+                before |= known
+            shares.append(_Share(rows, known, first))
+        return shares
+
+    def _grow(self) -> None:
+        for lane in self._lanes:
+            lane.grow(len(self.table.rows))
 
     def _count_unknown(self, first: int) -> None:
-        if unknown := int((~self._known[self.table.facts["entry"][first : len(self.table)]]).sum()):
+        if unknown := int(self._unserved[self.table.facts["entry"][first : len(self.table)]].sum()):
             self._on_unknown(unknown)
 
-    def _in_domain(self, matrix: Floats, interval: Floats) -> NDArray[np.bool_]:
-        shortest, longest = self._model.contract.dt_range_seconds
-        steady = (interval == 0.0) | ((shortest <= interval) & (interval <= longest))
-        inside: NDArray[np.bool_] = self._model.contract.in_domain(matrix) & steady
-        return inside
+    def _answer(self, lane: Lane, asked: Asked, outputs: Outputs) -> Answer:
+        answer = lane.finish(asked, *outputs)
+        if answered := int(asked.domain.sum()):
+            self._on_answer(lane.chosen.model, answered, int(answer.failed.sum()))
+        return answer
 
-    def _predict(self, matrix: Floats, domain: NDArray[np.bool_]) -> tuple[Floats, Exception | None]:
-        """Outputs for every row, NaN where the model has no say or failed."""
-        width = len(self._model.contract.outputs)
-        outputs = np.full((len(matrix), width), np.nan, np.float32)
-        if not domain.any():
-            return outputs, None
-        everywhere = bool(domain.all())
-        try:
-            found = self._model.predict(matrix if everywhere else matrix[domain])
-            if found.shape != (int(domain.sum()), width):
-                raise ValueError(f"gave an array of shape {found.shape}, the contract has {width} outputs")
-            outputs[domain] = found
-        except Exception as e:  # any model may fail in any way; the stream goes on
-            return outputs, e
-        # One row that is no number falls back by itself: another cut of the rows must not change its neighbours.
-        bad = int((domain & ~self._sound(outputs)).sum())
-        return outputs, ValueError(f"gave no number for {bad} rows") if bad else None
-
-    def _sound(self, outputs: Floats) -> NDArray[np.bool_]:
-        """Which rows hold numbers that can be used: all finite, and a scale above 0."""
-        sound = np.asarray(np.isfinite(outputs).all(axis=1))
-        names = self._model.contract.outputs
-        return sound & (outputs[:, names.index("laplace_scale")] > 0) if "laplace_scale" in names else sound
-
-    def _interval(
-        self,
-        features: pa.RecordBatch,
-        slots: NDArray[np.int32],
-        use: NDArray[np.uint8],
-        outputs: Floats,
-        bits: NDArray[np.uint32],
-    ) -> tuple[Floats, Floats, Floats]:
-        """Value and both ends of the 90 % interval."""
-        contract = self._model.contract
-        column = dict(zip(contract.outputs, np.ascontiguousarray(outputs.T), strict=True))
-        value = column["value"]
-        if contract.fusion is None:
-            half = column.get("laplace_scale", np.full_like(value, np.nan)) * _LAPLACE_90
-            return value, column.get("lo90", value - half), column.get("hi90", value + half)
-        fused = np.empty_like(value), np.empty_like(value), np.empty_like(value)
-        fuse(
-            self.table.rows,
-            slots,
-            use,
-            features.column("charge_step_ah").to_numpy(),
-            features.column("sample_interval_seconds").to_numpy(),
-            features.column("capacity_ah").to_numpy() * np.float32(contract.capacity_fraction),
-            value,
-            column["laplace_scale"],
-            contract.fusion.process_noise,
-            contract.fusion.current_noise,
-            contract.fusion.correlation_seconds,
-            contract.fusion.interval_factor,
-            contract.warm_up_seconds,
-            *fused,
-            bits,
-        )
-        return fused
-
-    def _batch(
-        self,
-        features: pa.RecordBatch,
-        interval: tuple[Floats, Floats, Floats],
-        failed: NDArray[np.bool_],
-        bits: NDArray[np.uint32],
-    ) -> pa.RecordBatch:
-        n, contract = len(features), self._model.contract
-        mode = pa.DictionaryArray.from_arrays(pa.array(failed.astype(np.int32)), pa.array([self._mode, "fallback"]))
-        made = {
-            "target": label(contract.target, n),
-            "model_sha256": label(self._model.sha256, n),
-            **{
-                name: pa.array(array, mask=np.isnan(array))
-                for name, array in zip(("value", "lo90", "hi90"), interval, strict=True)
-            },
-            "unit": label(contract.unit, n),
-            "model_name": label(contract.name, n),
-            "model_version": label(contract.version, n),
-            "mode": mode,
-            "quality_bits": pa.array(bits),
-        }
-        arrays = [made[name] if name in made else features.column(name) for name in PREDICTION.names]
-        return pa.RecordBatch.from_arrays(arrays, schema=PREDICTION)
+    def _made(self, lane: Lane, job: _Job, outputs: Outputs) -> list[Made]:
+        rows, (interval, failed, bits, error) = job.asked.rows, self._answer(lane, job.asked, outputs)
+        interval.put(failed & (job.spare.made_by >= 0), job.spare.interval)
+        made = [Made("predictions", prediction_batch(rows, lane.chosen, interval, failed, bits, job.spare))]
+        if error is not None and failed.any():
+            made.append(Made("failures", failure_batch(rows, failed, lane.chosen.model, error)))
+        contract = lane.chosen.model.contract
+        if (contract.table, contract.target) == ("sessions", "soh") and job.first.any():
+            values = values_batch(rows, interval)
+            made.append(Made("values", values if job.first.all() else values.filter(pa.array(job.first))))
+        return made
 
 
-def _failure(features: pa.RecordBatch, failed: NDArray[np.bool_], error: Exception) -> pa.RecordBatch:
-    """One dead letter for a batch that the model failed on, with the place of its first such row.
+def offline(
+    rows: pa.RecordBatch, model: Model, fleet: Fleet, *, mode: Mode = "replay"
+) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+    """Predictions of one model for a whole table at once, without a stream: for training and scoring.
 
-    The rows themselves are in the archive.
+    Args:
+        rows: Of the table that the model's contract names; each device's in the order of the stream.
+        model: What to ask.
+        fleet: Facts of the devices.
+        mode: Written into the predictions.
+
+    Returns:
+        ``PREDICTION`` rows as the stream would give them, and the failure of the model if there was one.
     """
-    first = features.slice(int(np.argmax(failed)), 1)
-    made = {
-        "payload": pa.nulls(1, pa.binary()),
-        "reason": label("model_failed", 1),
-        "detail": pa.array([f"{type(error).__name__}: {error} ({int(failed.sum())} rows fell back)"]),
-        "stage": label("estimate", 1),
-        "topic": label(None, 1),
-    }
-    arrays = [made[name] if name in made else first.column(name) for name in DEAD_LETTER.names]
-    return pa.RecordBatch.from_arrays(arrays, schema=DEAD_LETTER)
+    chosen = [Chosen(model, mode)]
+    state = EstimateState(lambda: chosen, fleet)
+    made = {each.kind: each.batch for each in [*state.apply(rows), *state.collect(wait=True)]}
+    return made.get("predictions", PREDICTION.empty_table().to_batches()[0]), made.get("failures")
+
+
+class _Logic(StatefulBatchLogic[pa.RecordBatch, Made, Any]):
+    def __init__(self, state: EstimateState, observe: Callable[[float], None]) -> None:
+        self._state, self._observe = state, observe
+
+    def on_batch(self, values: list[pa.RecordBatch]) -> tuple[Iterable[Made], bool]:
+        began = time.perf_counter()
+        made = [each for rows in values for each in self._state.apply(rows)]
+        made += self._state.collect()
+        self._observe(time.perf_counter() - began)
+        return made, StatefulBatchLogic.RETAIN
+
+    def on_notify(self) -> tuple[Iterable[Made], bool]:
+        return self._state.collect(), StatefulBatchLogic.RETAIN
+
+    def on_eof(self) -> tuple[Iterable[Made], bool]:
+        return self._state.collect(wait=True), StatefulBatchLogic.RETAIN
+
+    def notify_at(self) -> datetime | None:
+        return datetime.now(UTC) + _LOOK if self._state.waiting else None
+
+    def snapshot(self) -> Any:
+        return self._state.snapshot()
+
+
+def _same_target(a: Lane, b: Lane) -> bool:
+    return a.chosen.mode != "fallback" and a.chosen.model.contract.target == b.chosen.model.contract.target
+
+
+def _to_bytes(rows: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    return bytes(sink.getvalue())
+
+
+def _from_bytes(data: bytes) -> pa.RecordBatch:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_next_batch()
 
 
 @operator
@@ -206,29 +324,36 @@ def estimate(
     step_id: str,
     up: KeyedStream[pa.RecordBatch],
     *,
-    model: Model,
+    models: Choice,
     fleet: Fleet,
-    mode: Mode = "live",
     observe: Callable[[float], None] = lambda _: None,
     on_unknown: Callable[[int], None] = lambda _: None,
+    on_answer: OnAnswer = lambda model, asked, failed: None,
 ) -> EstimateOut:
-    """Run a model over features, and fuse it with coulomb counting where its contract says so.
+    """Run models over the rows of a table, and fuse them with coulomb counting where their contracts say so.
 
     Args:
         step_id: Unique id of the step.
-        up: Batches of features, keyed by shard.
-        model: What to run; its contract names the features it takes.
+        up: Batches of features, of sessions or of health rows, keyed by shard.
+        models: Gives the models of that table that are in force; asked again after each snapshot.
         fleet: Cell type and capacity by device.
-        mode: Written into each prediction.
         observe: Called with the seconds that each batch took.
         on_unknown: Called with the number of devices that get no prediction, when they are seen for the first
             time since the start: those of a snapshot at once.
+        on_answer: Called with a model, the rows it was asked about and those of them it failed on.
 
     Returns:
-        One prediction a row of features, null where ``quality_bits`` says why; and the failures.
+        For each model one prediction a row of a device it was made for, null where ``quality_bits`` says why; the
+        failures; and the rows with their values, for those who go on from them.
     """
-    pairs = by_shard("run", up, lambda snapshot: EstimateState(model, fleet, mode, snapshot, on_unknown), observe)
-    return EstimateOut(
-        op.map_value("predictions", pairs, lambda pair: pair[0]),
-        op.filter_map_value("failures", pairs, lambda pair: pair[1]),
-    )
+
+    def build(snapshot: tuple[Any, ...] | None) -> _Logic:
+        state = EstimateState(models, fleet, snapshot, on_unknown=on_unknown, on_answer=on_answer)
+        return _Logic(state, observe)
+
+    made = op.stateful_batch("run", up, build)
+
+    def only(kind: str) -> KeyedStream[pa.RecordBatch]:
+        return op.filter_map_value(kind, made, lambda each: each.batch if each.kind == kind else None)
+
+    return EstimateOut(only("predictions"), only("failures"), only("values"))

@@ -16,7 +16,7 @@ from chaos.stream import Stream
 
 from voltmill.connectors.sql_rows import dead_letters
 from voltmill.connectors.sql_writer import Refused
-from voltmill.flows import graph
+from voltmill.flows.choice import Models
 from voltmill.flows.config import Config
 from voltmill.flows.warm_up import raw_batch
 from voltmill.kernels.fleet import Fleet, FleetEntry
@@ -68,8 +68,7 @@ def stored(tmp_path: Path) -> Stored:
     fleet = Fleet([FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=3.0)])
     judged = QualityState(QualitySettings(), fleet).apply(telemetry)
     features = FeatureState(FeatureSettings(), fleet).apply(judged)
-    [(_, _, model)] = graph.models(Config(), "live")
-    predictions, _ = EstimateState(model, fleet, "live").apply(features)
+    [(_, predictions)] = EstimateState(Models(Config()).of("features"), fleet).apply(features)
     tables = {"telemetry": judged, "dead_letters": letters, "predictions": predictions}
     result = Stored(tmp_path / "ledger", tmp_path / "lake", as_sql(pa.Table.from_batches([predictions])))
     for name, schema in (("telemetry", TELEMETRY), ("dead_letters", DEAD_LETTER), ("predictions", PREDICTION)):

@@ -33,7 +33,8 @@ def test_an_empty_file_runs(tmp_path: Path, text: str | bytes) -> None:
 
 
 EVERY_TABLE = """
-model = [{ name = "lg_hg2_soc" }, { name = "other.onnx", shadow = true }]
+model = [{ name = "lg_hg2_soc" }, { name = "other.onnx", mode = "shadow" }]
+models = { folder = "models" }
 [run]
 shards = 7
 [mqtt]
@@ -79,7 +80,7 @@ def test_every_table_arrives(tmp_path: Path) -> None:
     assert c.run.shards == 7 and c.mqtt.topics == ("a/#", "b/#") and c.mqtt.tls and c.mqtt.tls.ca_file == "ca.pem"
     assert c.decode.mapping == "car" and c.mapping["car"].topic == "cars/#"
     assert c.quality.late_seconds == 5 and c.features.windows_seconds == (60,) and c.archive.payload
-    assert [m.shadow for m in c.model] == [False, True] and c.sql.table == "soc"
+    assert [m.mode for m in c.model] == ["live", "shadow"] and c.sql.table == "soc"
     assert c.redrive.poll_seconds == 2
     assert c.devices.facts("a/1").capacity_ah == 3 and c.devices.facts("b/1").cell_type == ""
     assert c.devices.facts("a/1").limits.cell_voltage_volt == (2.5, 4.2)
@@ -105,7 +106,7 @@ def test_every_table_arrives(tmp_path: Path) -> None:
         ("[sql]\ntabel = 1", '[sql] unknown key "tabel" (did you mean "table"?)'),
         ("[simulate]\nsped = 1", '[simulate] unknown key "sped" (did you mean "speed"?)'),
         ("[simulate.faults]\ndrop = 1", '[simulate.faults] unknown key "drop" (did you mean "drop_rate"?)'),
-        ("[[model]]\nname = 'x'\nshadw = true", '[model[0]] unknown key "shadw" (did you mean "shadow"?)'),
+        ("[[model]]\nname = 'x'\nmod = 'shadow'", '[model[0]] unknown key "mod" (did you mean "mode"?)'),
         (
             "[[fleet]]\nmatch = '*'\n[[fleet]]\nmatch = '*'\ncelltype = 'x'",
             '[fleet[1]] unknown key "celltype" (did you mean "cell_type"?)',

@@ -17,6 +17,7 @@ from typing import Any
 import bytewax.operators as op
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from bytewax.dataflow import Dataflow, Stream
 from bytewax.testing import TestingSink, TestingSource
@@ -24,14 +25,16 @@ from payloads import raw
 from telemetry import at, batch, content, cut, joined, sample
 
 import voltmill.operators
-from voltmill.kernels.feature_table import features
+from voltmill.flows.choice import table_columns
+from voltmill.flows.config import Config
 from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.kernels.schema import PREDICTION
-from voltmill.operators.features import offline
-from voltmill.operators.model import SHIPPED, discover
+from voltmill.kernels.session_table import session_columns
+from voltmill.operators.features import CARRIED, offline
+from voltmill.operators.model import SHIPPED, Chosen, discover
 from voltmill.operators.shard import shard_names, split
 
-FOUND = discover(known_features={f.name for f in features()})
+FOUND = discover(columns=table_columns(Config()))
 
 
 def test_every_model_that_is_found_loads():
@@ -140,7 +143,11 @@ def find_operators() -> dict[str, Callable[..., Any]]:
 OPERATORS = find_operators()
 KNOWN = Fleet([FleetEntry(match="known/*", cell_type="lg-hg2", capacity_ah=3.0, series=4)])
 #: What a parameter without a default is given; settings and the like are made with their own defaults.
-ARGUMENTS: dict[str, Any] = {"fleet": KNOWN, "model": next(iter(FOUND.models.values())), "shards": 3}
+ARGUMENTS: dict[str, Any] = {
+    "fleet": KNOWN,
+    "models": lambda: [Chosen(FOUND.models["lg_hg2_soc"], "live")],
+    "shards": 3,
+}
 FLOAT32 = np.finfo(np.float32)
 
 
@@ -204,11 +211,29 @@ def raw_rows() -> pa.RecordBatch:
     return raw([*payloads, *broken, *good])
 
 
+def soh_rows() -> pa.RecordBatch:
+    """Sessions with an SOH as any model may give it, or none; cycles as any counter may run."""
+    telemetry = batch(hostile())
+    rng, n = np.random.default_rng(5), len(telemetry)
+    odd = [np.nan, np.inf, -np.inf, 0.0, -5.0, 80.0, FLOAT32.max, FLOAT32.smallest_subnormal]
+
+    def mixed(sound: np.ndarray, share: float) -> pa.Array:
+        return pa.array(np.where(rng.random(n) < share, rng.choice(odd, n), sound).astype(np.float32))
+
+    columns = {name: mixed(rng.normal(size=n), 0.1) for name in (c.name for c in session_columns())}
+    columns["equivalent_full_cycles"] = mixed(np.arange(n) / 2, 0.1)
+    value = mixed(98 - np.arange(n) / 15 + rng.normal(size=n), 0.2)
+    columns["value"] = pc.if_else(pa.array(rng.random(n) < 0.1), None, value)
+    carried = {name: telemetry.column(name) for name in CARRIED}
+    return pa.RecordBatch.from_pydict(carried | columns | {"lo90": value, "hi90": value})
+
+
 #: What comes in, by the word for it in the operator's documentation of ``up``.
 INPUTS: dict[str, Callable[[], pa.RecordBatch]] = {
     "RAW": raw_rows,
     "TELEMETRY": lambda: batch(hostile()),
     "features": lambda: offline(batch(hostile()), KNOWN),
+    "SOH": soh_rows,
     "PREDICTION": lambda: pa.RecordBatch.from_pylist([], schema=PREDICTION),
 }
 

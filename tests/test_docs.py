@@ -28,6 +28,7 @@ from voltmill.kernels.schema import DEAD_LETTER, RAW, TELEMETRY, Quality, label
 from voltmill.operators.decode import Decoder
 from voltmill.operators.estimate import EstimateState
 from voltmill.operators.features import FeatureSettings, FeatureState
+from voltmill.operators.model import Chosen
 from voltmill.operators.model import load as load_model
 from voltmill.operators.quality import QualitySettings, QualityState
 from voltmill.operators.refusal import REASONS
@@ -164,7 +165,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gateways=1, packs_per_gateway=1, modules_per_pack=2, duration_seconds=900.0, faults=faults
     )
     judge, extract = QualityState(QualitySettings(), fleet), FeatureState(FeatureSettings(), fleet)
-    estimate = EstimateState(load_model("lg_hg2_soc"), fleet, "live")
+    chosen = [Chosen(load_model("lg_hg2_soc"), "live")]
+    estimate = EstimateState(lambda: chosen, fleet)
     lake = LakeSettings(url=str(folder / "voltmill-data/lake"))
     tables = {
         name: LakeSink(lake, table=name, schema=schema, shards=["00"], store="s").build_part("sink", "00", None)
@@ -179,7 +181,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tables["telemetry"].write_batch([judged])
         rows = extract.apply(judged)
         if rows.num_rows:
-            database.write([estimate.apply(rows)[0]])
+            database.write([made.batch for made in estimate.apply(rows)])
     tables["dead_letters"].write_batch([Decoder(DecodeSettings())(raw_batch([b"what?"]))[1]])
     assert spool(folder / "voltmill-data/lake").add(spool_file(letters([canonical()])), 0)
     redriven = raw_batch([canonical()], source="redrive")

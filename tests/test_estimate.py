@@ -14,7 +14,7 @@ from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, Quality
 from voltmill.operators.estimate import EstimateState, estimate
 from voltmill.operators.features import offline
-from voltmill.operators.model import Contract, Feature, Fusion, Model
+from voltmill.operators.model import Chosen, Contract, Feature, Fusion, Model
 
 FLEET = Fleet(
     [
@@ -80,9 +80,20 @@ def rows(*samples, fleet=FLEET):
     return offline(batch(samples), fleet)
 
 
+def choice(model, mode="live"):
+    return lambda: [Chosen(model, mode)]
+
+
+def split(made):
+    """The predictions of one model, and its failure."""
+    found = {each.kind: each.batch for each in made}
+    assert len(found) == len(made)
+    return found["predictions"], found.get("failures")
+
+
 def run(model, *samples, state=None):
-    state = state or EstimateState(model, FLEET, "live")
-    predictions, failure = state.apply(rows(*samples))
+    state = state or EstimateState(choice(model), FLEET)
+    predictions, failure = split(state.apply(rows(*samples)))
     assert predictions.schema.equals(PREDICTION) and len(predictions) == len(samples)
     predictions.validate(full=True)
     return predictions.to_pydict(), failure
@@ -137,24 +148,24 @@ class TestUnknown:
 
     def test_each_is_counted_once_and_again_after_a_restart(self):
         counted = []
-        state = EstimateState(Line(), FLEET, "live", None, counted.append)
+        state = EstimateState(choice(Line()), FLEET, None, on_unknown=counted.append)
         for k in range(3):
             state.apply(rows(*drive(1, device="x", start=k), *drive(1, device="lfp-1", start=k), *drive(1, start=k)))
         assert counted == [2]
         state.apply(rows(*drive(1, device="y")))
         assert counted == [2, 1]
         again = []
-        restored = EstimateState(Line(), FLEET, "live", state.snapshot(), again.append)
+        restored = EstimateState(choice(Line()), FLEET, state.snapshot(), on_unknown=again.append)
         restored.apply(rows(*drive(1, device="y", start=9)))
         assert again == [3]  # a counter of a process begins at 0
 
     def test_an_entry_that_is_added_later_ends_it(self):
-        state = EstimateState(Line(), Fleet(), "live")
+        state = EstimateState(choice(Line()), Fleet())
         late = Fleet([FleetEntry(match="x", cell_type="lg-hg2", capacity_ah=3.0)])
         state.apply(rows(*drive(1, device="x"), fleet=late))
         counted = []
-        restored = EstimateState(Line(), late, "live", state.snapshot(), counted.append)
-        found, _ = restored.apply(rows(*drive(1, device="x"), fleet=late))
+        restored = EstimateState(choice(Line()), late, state.snapshot(), on_unknown=counted.append)
+        found, _ = split(restored.apply(rows(*drive(1, device="x"), fleet=late)))
         assert found.column("value").null_count == 0 and counted == []
 
 
@@ -203,12 +214,12 @@ class TestFailure:
     @pytest.mark.parametrize("answer", answers.values(), ids=answers)
     def test_charge_is_counted_on_and_the_model_comes_back(self, answer):
         model = Odd(lambda out: out, fusion=FUSION)
-        state = EstimateState(model, FLEET, "live")
+        state = EstimateState(choice(model), FLEET)
         telemetry = rows(*drive(120))  # 3 A of 3 Ah: a percent every 36 s
-        sound, failure = state.apply(telemetry.slice(0, 10))
+        sound, failure = split(state.apply(telemetry.slice(0, 10)))
         assert failure is None
         model.answer = answer
-        parts = [state.apply(telemetry.slice(k, 10)) for k in range(10, 110, 10)]
+        parts = [split(state.apply(telemetry.slice(k, 10))) for k in range(10, 110, 10)]
         for predictions, failure in parts:
             assert len(predictions) == 10
             assert failure.schema.equals(DEAD_LETTER) and len(failure) == 1
@@ -223,7 +234,7 @@ class TestFailure:
         assert last["value"][-1] == pytest.approx(sound.column("value")[-1].as_py() - 100 / 36, abs=1e-2)
         assert last["hi90"][-1] - last["lo90"][-1] > first["hi90"][0] - first["lo90"][0]
         model.answer = lambda out: out
-        back, failure = state.apply(telemetry.slice(110))
+        back, failure = split(state.apply(telemetry.slice(110)))
         assert failure is None
         assert back.column("mode").to_pylist() == ["live"] * 10 and not any(back.column("quality_bits").to_pylist())
 
@@ -271,7 +282,7 @@ def test_bits_of_the_sample_travel_on():
 def test_the_features_are_left_alone():
     before = rows(*drive(3), *drive(1, device="x"))
     copy = before.to_pydict()
-    EstimateState(Line(fusion=FUSION, warm_up_seconds=60.0), FLEET, "live").apply(before)
+    EstimateState(choice(Line(fusion=FUSION, warm_up_seconds=60.0)), FLEET).apply(before)
     assert str(before.to_pydict()) == str(copy)  # as text: NaN is not NaN
 
 
@@ -281,15 +292,14 @@ def test_warm_up():
 
 
 def test_no_rows():
-    predictions, failure = EstimateState(Line(fusion=FUSION), FLEET, "live").apply(rows())
-    assert len(predictions) == 0 and failure is None
+    assert EstimateState(choice(Line(fusion=FUSION)), FLEET).apply(rows()) == []
 
 
 def test_the_operator_gives_predictions_and_failures_and_drops_none(run_flow, tmp_path):
     flow, predictions, failures = Dataflow("test"), [], []
     model = Odd(lambda out: 1 / 0 if (out[:, 0] > 80).any() else out, fusion=FUSION)
     batches = [("00", rows(*drive(4))), ("01", rows(*drive(3, volts=3.9))), ("00", rows(*drive(2, device="x")))]
-    out = estimate("soc", op.input("in", flow, TestingSource(batches)), model=model, fleet=FLEET, mode="shadow")
+    out = estimate("soc", op.input("in", flow, TestingSource(batches)), models=choice(model, "shadow"), fleet=FLEET)
     op.output("predictions", out.predictions, TestingSink(predictions))
     op.output("failures", out.failures, TestingSink(failures))
     run_flow(flow, recovery=tmp_path / "recovery")

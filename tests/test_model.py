@@ -12,7 +12,7 @@ from voltmill.operators import model as models
 from voltmill.operators.contract import Contract, Feature, Fusion
 from voltmill.operators.model import METADATA_KEY, SHIPPED, Model, ModelError, OnnxModel, discover, load
 
-KNOWN = {f.name for f in features()}
+KNOWN = {"features": {f.name for f in features()}, "sessions": (), "health": ()}
 SOC = SHIPPED / "lg_hg2_soc.onnx"
 
 
@@ -65,15 +65,24 @@ def test_a_file_that_is_no_model(tmp_path, data):
 def test_no_contract(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(without_contract())
-    assert 'has no contract: store it as JSON in metadata_props["voltmill.contract"]' in refused(path)
+    assert 'has no contract (JSON in metadata_props["voltmill.contract"])' in refused(path)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"colour": "red"}, "colour"),
-        ({"kind": "step"}, 'kind "step" is not yet supported'),
-        ({"kind": "window"}, 'kind "window" is not yet supported'),
+        ({"kind": "step"}, "state_size: above 0 for the kind step"),
+        ({"kind": "step", "state_size": 4}, "input: found"),
+        ({"kind": "window"}, "window_rows: above 0 for the kind window"),
+        ({"kind": "window", "window_rows": 5}, "needs tensor(float) of (any number of rows, 5, 15)"),
+        ({"state_size": 4}, "state_size"),
+        ({"kind": "window", "window_rows": 5000}, "4096 numbers a device at most"),
+        ({"session": "charge"}, "session: only for the table sessions"),
+        ({"table": "sessions"}, "fusion: needs target soc and table features"),
+        ({"cell_type": ""}, 'cell_type: name the cell, or "*" for any'),
+        ({"cell_type": "*"}, 'nominal_ah: above 0, or 0 for a model of cell_type "*"'),
+        ({"conditions": [{"name": "x", "low": 2, "high": 1}]}, "conditions: x: low is at most high"),
         ({"kind": "magic"}, "kind"),
         ({"target": "soup"}, "target"),
         ({"current_sign": "positive_while_discharging"}, "current_sign"),
@@ -85,7 +94,7 @@ def test_no_contract(tmp_path):
         ({"outputs": ["value"]}, "laplace_scale"),
         (
             {"outputs": ["value", "laplace_scale", "third"]},
-            "needs one tensor(float) of (any number of rows, 3 outputs)",
+            "outputs: one of value; value, laplace_scale; value, lo90, hi90",
         ),
         ({"features": []}, "features"),
         ({"target": "soh"}, "fusion"),
@@ -108,7 +117,7 @@ def test_features_that_do_not_exist(tmp_path, contract):
     path = tmp_path / "m.onnx"
     contract["features"][3]["name"] = "moon_phase"
     with_contract(path, json.dumps(contract).encode())
-    assert 'features: no feature "moon_phase"' in refused(path, known_features=KNOWN)
+    assert 'features: no feature "moon_phase"' in refused(path, columns=KNOWN)
     OnnxModel(path)  # without the table there is nothing to compare with
 
 
@@ -127,7 +136,7 @@ def test_scaling_of_zero(tmp_path, contract):
 
 
 def test_the_shipped_model_by_name():
-    model = load("lg_hg2_soc", known_features=KNOWN)
+    model = load("lg_hg2_soc", columns=KNOWN)
     assert model.contract.name == "lg_hg2_soc"
     assert model.sha256 == load(SOC).sha256 and len(model.sha256) == 64
 
@@ -154,8 +163,8 @@ class Rule:
         outputs=("value", "laplace_scale"),
         current_sign="positive_while_charging",
         dt_range_seconds=(0, 60),
-        cell_type="any",
-        nominal_ah=1.0,
+        cell_type="*",
+        nominal_ah=0.0,
         training_data_sha256="",
         fusion=Fusion(process_noise=1, current_noise=1, correlation_seconds=1, interval_factor=1),
     )
@@ -184,7 +193,7 @@ def entry_point(monkeypatch, **points):
 
 def test_models_of_other_packages(monkeypatch):
     entry_point(monkeypatch, a=Rule, b=Rule(), c=str(SOC), d=lambda: SOC)
-    models_found, problems = discover(known_features=KNOWN)
+    models_found, problems = discover(columns=KNOWN)
     assert problems == []
     assert set(models_found) == {"lg_hg2_soc", "a", "b", "c", "d"}
     assert all(isinstance(m, Model) for m in models_found.values())
@@ -194,10 +203,10 @@ def test_a_broken_package_is_reported_and_harms_no_other(monkeypatch, tmp_path):
     entry_point(
         monkeypatch, gone=ImportError("no module named x"), none=lambda: 7, file=tmp_path / "no.onnx", good=Rule
     )
-    models_found, problems = discover(known_features={"cell_voltage_mean_volt"})
+    models_found, problems = discover(columns=KNOWN | {"features": {"cell_voltage_mean_volt"}})
     assert "good" in models_found and not {"gone", "none", "file"} & set(models_found)
     text = "\n".join(problems)
     assert "entry point voltmill.models: gone: ImportError: no module named x" in text
-    assert "none: int is no model: give it contract, sha256 and predict" in text
+    assert "none: int is no model: give it contract and sha256" in text
     assert "no.onnx: cannot be read" in text
     assert "lg_hg2_soc.onnx: features: no feature" in text  # the narrow table above lacks its averages

@@ -274,7 +274,7 @@ def unfinished(lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         ({}, {"fleet": ()}, r"\[\[fleet\]\] differs;"),
         (
             {},
-            {"model": (ModelEntry(name="lg_hg2_soc", shadow=True),)},
+            {"model": (ModelEntry(name="lg_hg2_soc", mode="shadow"),)},
             r"the model was lg_hg2_soc \(\w{8}\), now lg_hg2_soc \(\w{8}, shadow\);",
         ),
     ],

@@ -16,6 +16,7 @@ from voltmill.kernels.quality import CELL
 from voltmill.kernels.schema import TELEMETRY, Quality
 from voltmill.operators.estimate import EstimateState
 from voltmill.operators.features import FeatureSettings, FeatureState
+from voltmill.operators.model import Chosen
 from voltmill.operators.quality import QualitySettings, QualityState
 from voltmill.operators.shard import shard_names, split
 from voltmill.operators.table import hashes_of
@@ -23,6 +24,7 @@ from voltmill.operators.table import hashes_of
 DEVICES = ("m1", "m2", "m/3", "other", "ä")
 FLEET = Fleet([FleetEntry(match="m*", cell_type="lg-hg2", capacity_ah=3.0)])
 MODEL = Odd(lambda out: np.where(out > 75, np.nan, out), fusion=FUSION, warm_up_seconds=20.0)
+CHOSEN = Chosen(MODEL, "live")
 
 
 class Shard:
@@ -32,12 +34,12 @@ class Shard:
         quality, features, estimate = snapshots
         self.quality = QualityState(QualitySettings(), FLEET, quality)
         self.features = FeatureState(FeatureSettings(), FLEET, features)
-        self.estimate = EstimateState(MODEL, FLEET, "live", estimate)
+        self.estimate = EstimateState(lambda: [CHOSEN], FLEET, estimate)
 
     def apply(self, telemetry):
         judged = self.quality.apply(telemetry)
         rows = self.features.apply(judged)
-        return judged, rows, *([self.estimate.apply(rows)[0]] if len(rows) else [])
+        return judged, rows, *(m.batch for m in self.estimate.apply(rows) if m.kind == "predictions")
 
     def restarted(self):
         """From its snapshot, as it comes back from a recovery store."""
@@ -138,7 +140,7 @@ def test_the_traffic_of_these_tests_raises_every_bit_it_can():
             seen |= int(np.bitwise_or.reduce(found.column("quality_bits").to_numpy(), initial=0))
 
     gather()
-    rare = Quality.SIGN_SUSPECT | Quality.STUCK | Quality.UNIT_CONVERTED | Quality.REISSUED
+    rare = Quality.PARTIAL_SESSION | Quality.SIGN_SUSPECT | Quality.STUCK | Quality.UNIT_CONVERTED | Quality.REISSUED
     assert Quality(seen) | rare == Quality(sum(Quality))
 
 

@@ -1,0 +1,124 @@
+"""Which models run: those that the configuration names, and those in the folder of models.
+
+The folder is looked at again while the flow runs. A file that is new or was replaced there takes over at
+the next epoch boundary, without a restart; one that cannot be used is told once and changes nothing.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Literal
+
+from voltmill.flows.config import Config, ConfigError, ModelEntry
+from voltmill.kernels.feature_table import features as feature_table
+from voltmill.kernels.session_table import session_columns
+from voltmill.operators.model import Choice, Chosen, Mode, ModelError, OnnxModel, discover, load
+
+log = logging.getLogger("voltmill.models")
+
+Table = Literal["features", "sessions", "health"]
+TABLES: tuple[Table, ...] = ("features", "sessions", "health")
+
+#: What tells a file from another that took its place: size, time of change and inode.
+_Stamp = tuple[int, int, int]
+
+
+def table_columns(config: Config) -> dict[str, Collection[str]]:
+    """The columns of each table that models can be asked about."""
+    return {
+        "features": {f.name for f in feature_table(config.features.windows_seconds)},
+        "sessions": {c.name for c in session_columns()},
+        "health": (),
+    }
+
+
+class Models:
+    """The models in force. A replay takes those of its start to its end.
+
+    Args:
+        config: Names them, and the folder.
+        mode: Of those that count: live or replay.
+        clock: Seconds; for tests.
+
+    Raises:
+        ConfigError: A model that the configuration names cannot be used.
+    """
+
+    def __init__(
+        self, config: Config, mode: Literal["live", "replay"] = "live", *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._mode: Mode = mode
+        self._columns = table_columns(config)
+        self._folder = Path(config.models.folder) if config.models.folder else None
+        self._look_seconds, self._clock = config.models.look_seconds, clock
+        self._entries = {entry.name: entry for entry in config.model}
+        self._stamps: dict[str, _Stamp] = {}
+        self._in_folder: dict[str, Chosen] = {}
+        self._look(first=True)
+        self._looked = clock()
+        self._named = self._from_configuration()
+
+    def current(self) -> tuple[Chosen, ...]:
+        """The models in force: those named, in their order, then others of the folder. Looks at the folder anew."""
+        if self._folder and self._mode == "live" and self._clock() - self._looked >= self._look_seconds:
+            self._looked = self._clock()
+            self._look()
+        by_file = {**self._named, **self._in_folder}
+        by_digest: dict[str, Chosen] = {}  # a copy of a model under another name would make the same keys twice
+        for chosen in by_file.values():
+            by_digest.setdefault(chosen.model.sha256, chosen)
+        return tuple(by_digest.values())
+
+    def of(self, table: Table) -> Choice:
+        """What gives the models of one table, as ``estimate`` takes it."""
+        return lambda: [each for each in self.current() if each.model.contract.table == table]
+
+    def _from_configuration(self) -> dict[str, Chosen]:
+        found, out = discover(columns=self._columns), {}
+        for name, entry in self._entries.items():
+            try:
+                chosen = self._in_folder.get(name)
+                model = chosen.model if chosen else found.models.get(name) or load(name, columns=self._columns)
+            except ModelError as e:
+                raise ConfigError(f"[[model]] {e}") from None
+            out[name] = chosen or Chosen(model, self._mode_of(entry))
+        return out
+
+    def _mode_of(self, entry: ModelEntry | None) -> Mode:
+        """A file that nobody named must not count unseen: it runs in shadow."""
+        if entry is None:
+            return "shadow"
+        return self._mode if entry.mode == "live" else entry.mode
+
+    def _look(self, *, first: bool = False) -> None:
+        """Load what is new in the folder; forget what is gone."""
+        if self._folder is None:
+            return
+        there = set()
+        for path in sorted(self._folder.glob("*.onnx")):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue  # it was taken away this moment
+            there.add(path.stem)
+            stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            if self._stamps.get(path.stem) != stamp:
+                self._stamps[path.stem] = stamp
+                self._take(path, first)
+        for name in self._stamps.keys() - there:
+            del self._stamps[name]
+            if self._in_folder.pop(name, None):
+                log.warning("model removed", extra={"model": name})
+
+    def _take(self, path: Path, first: bool) -> None:
+        try:
+            model = OnnxModel(path, columns=self._columns)
+        except ModelError as e:
+            if first and path.stem in self._entries:
+                raise ConfigError(f"[[model]] {e}") from None
+            log.warning("model not used", extra={"reason": str(e)})
+            return
+        chosen = Chosen(model, self._mode_of(self._entries.get(path.stem)))
+        self._in_folder[path.stem] = chosen
+        log.info("model in force", extra={"model": path.stem, "sha256": model.sha256, "mode": chosen.mode})
