@@ -12,6 +12,7 @@ from typing import Literal
 
 from voltmill.flows.config import Config, ConfigError, ModelEntry
 from voltmill.kernels.feature_table import features as feature_table
+from voltmill.kernels.health_table import health_columns
 from voltmill.kernels.session_table import session_columns
 from voltmill.operators.model import Choice, Chosen, Mode, ModelError, OnnxModel, discover, load
 
@@ -29,7 +30,7 @@ def table_columns(config: Config) -> dict[str, Collection[str]]:
     return {
         "features": {f.name for f in feature_table(config.features.windows_seconds)},
         "sessions": {c.name for c in session_columns()},
-        "health": (),
+        "health": {c.name for c in (*session_columns(), *health_columns())},
     }
 
 
