@@ -116,6 +116,8 @@ RULES: Final = {
     "is null",
     Quality.WARM_UP: "set by `estimate`: less history than the model's contract asks for",
     Quality.MODEL_FAILED: "set by `estimate`: the model raised or returned no number; the value is a fallback",
+    Quality.PARTIAL_SESSION: "set by `estimate`: a condition of the model's contract does not hold, as a session that "
+    "is too short, or too different from what the model was made for; the value is null",
 }
 
 
