@@ -1,0 +1,128 @@
+"""What can go wrong with a model behind HTTP: in one line, whether to ask again, and what mends it.
+
+What a status means is Azure ML's: 424 wraps an error of the model itself, 408 is a time-out, 429 an overload
+(https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints).
+"""
+
+import datetime
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from urllib3 import exceptions as broken
+
+from voltmill.connectors.endpoint_settings import EndpointSettings
+
+#: As often as the settings allow.
+ANY_NUMBER: Final = 1_000
+_SHOWN: Final = 300
+
+#: Statuses that pass by themselves; any other from 500 up does as well.
+_PASSING: Final = frozenset({408, 425, 429})
+#: Statuses of an endpoint that is well, and may be asked about other rows.
+_ABOUT_THE_ROWS: Final = frozenset({400, 413, 422})
+_MEND: Final = {
+    400: "it takes another input: compare its scoring script with the contract",
+    401: "set key to a key or token of the endpoint",
+    403: "set key to one that may score",
+    404: "check url and deployment: the path, and whether the deployment is there and takes traffic",
+    408: "the model took too long: lower batch_rows, or raise request_timeout_ms of the deployment",
+    413: "one row alone is too large for it",
+    424: "the model itself failed: see the log of the deployment",
+    429: "more requests than the deployment takes in: lower concurrency, or give it more instances",
+}
+_SECRET: Final = re.compile(
+    r"(bearer\s+|(?:key|token|secret|signature|sig|password)\W{1,5})[^\s\"'&;,<]+", re.IGNORECASE
+)
+#: Where urllib3 begins with what it has tried to reach; that is in the line already.
+_POOL: Final = re.compile(r"^\W*(<[^>]*>|HTTPS?Connection(Pool)?\([^)]*\)): ")
+
+
+class EndpointError(ValueError):
+    """A model behind HTTP gave no answer that can be used; one line: the place, what is wrong, the mend.
+
+    It never holds a secret.
+
+    Args:
+        settings: which endpoint.
+        text: the rest of the line.
+        outcome: in one word, for metrics: the status, or timeout, connection, answer, held_back.
+        sends: how often the request may be sent, in all, before this failure is final.
+        away: whether other requests would fail as well: then the endpoint is left alone for a while.
+        retry_after: how long it asked to be left alone, s.
+    """
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        text: str,
+        *,
+        outcome: str,
+        sends: int = 1,
+        away: bool = True,
+        retry_after: float = 0.0,
+    ) -> None:
+        super().__init__(f"endpoint {settings.place}: {text}")
+        self.outcome, self.sends, self.away, self.retry_after = outcome, sends, away, retry_after
+
+
+def unanswered(settings: EndpointSettings, error: Exception) -> EndpointError:
+    """The error for a request without an answer, or with half of one."""
+    reason = _line(str(error), settings.key) or type(error).__name__
+    if isinstance(error, broken.NewConnectionError):
+        return EndpointError(settings, f"no connection: {reason}", outcome="connection", sends=ANY_NUMBER)
+    if isinstance(error, broken.TimeoutError | TimeoutError):
+        return EndpointError(settings, "no answer in time: is it up?", outcome="timeout", sends=ANY_NUMBER)
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        text = f"its certificate is not trusted: name its authority in ca_file ({reason})"
+        return EndpointError(settings, text, outcome="connection")
+    return EndpointError(settings, f"the connection was lost: {reason}", outcome="connection", sends=ANY_NUMBER)
+
+
+def refused(settings: EndpointSettings, status: int, headers: Mapping[str, str], body: bytes) -> EndpointError:
+    """The error for an answer with a status that is none of success."""
+    cause, of_model = _cause(status, headers)
+    passes = cause in _PASSING or (cause >= 500 and not of_model)
+    away = passes or not (of_model or cause in _ABOUT_THE_ROWS)
+    said = _line(body.decode("utf-8", "replace"), settings.key)
+    mend = _MEND[424] if of_model else _MEND.get(cause, "")
+    return EndpointError(
+        settings,
+        f"answers {status}{f' ({said})' if said else ''}{f': {mend}' if mend else ''}",
+        outcome=str(status),
+        # A model that fails may do better in another instance; one that says what is wrong with the rows will not.
+        sends=ANY_NUMBER if passes else 2 if of_model and cause >= 424 else 1,
+        away=away,
+        retry_after=_retry_after(headers.get("retry-after", "")),
+    )
+
+
+def _cause(status: int, headers: Mapping[str, str]) -> tuple[int, bool]:
+    """The status that the container of the model gave, and whether the model itself is what failed."""
+    if status == 424:
+        inner = headers.get("ms-azureml-model-error-statuscode", "")
+        cause = int(inner) if inner.isdecimal() else 424
+        # Of a container that is overloaded or not up, not of the model in it.
+        return cause, cause not in _PASSING and cause not in (502, 503, 504)
+    return status, headers.get("x-ms-run-function-failed", "").lower() == "true"
+
+
+def _retry_after(text: str) -> float:
+    """The seconds that the header asks for, as a number or until a date; 0 where it says neither."""
+    if text.strip().isdecimal():
+        return min(float(text), 86_400.0)
+    try:
+        until = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    now = datetime.datetime.now(datetime.UTC)
+    return max(0.0, (until - now).total_seconds()) if until.tzinfo else 0.0
+
+
+def _line(text: str, key: str) -> str:
+    """Text from outside on one line, shortened, with what could open the endpoint struck out."""
+    line = _POOL.sub("", " ".join(text.split()))
+    if key:
+        line = line.replace(key, "***")
+    return "".join(c for c in _SECRET.sub(r"\1***", line) if c.isprintable())[:_SHOWN]
