@@ -276,7 +276,7 @@ def offline(
     chosen = [Chosen(model, mode)]
     state = EstimateState(lambda: chosen, fleet)
     made = {each.kind: each.batch for each in [*state.apply(rows), *state.collect(wait=True)]}
-    return made.get("predictions", PREDICTION.empty_table().to_batches()[0]), made.get("failures")
+    return made.get("predictions") or pa.RecordBatch.from_pylist([], PREDICTION), made.get("failures")
 
 
 class _Logic(StatefulBatchLogic[pa.RecordBatch, Made, Any]):

@@ -118,12 +118,7 @@ class Lane:
         if not everywhere:
             slots, restarts, matrix = slots[domain], restarts[domain], matrix[domain]
         found = np.full((len(matrix), outputs.shape[1]), np.nan, np.float32)
-        error: Exception | None = None
-        seen = np.ones(len(matrix), np.bool_)
-        try:
-            seen = self._memory.ask(slots, restarts, matrix, found)
-        except Exception as e:  # any model may fail in any way; the stream goes on
-            error = e
+        seen, error = self._memory.ask(slots, restarts, matrix, found)
         outputs[domain], ready[domain] = found, seen
         return outputs, ready, error
 

@@ -19,12 +19,14 @@ _WINDOW_NUMBERS = 4_000_000
 _LZ4 = pa.Codec("lz4")
 
 Flags = NDArray[np.bool_]
+#: Which rows the model had seen enough for, and what it raised.
+Asked = tuple[Flags, Exception | None]
 
 
 class Memory(Protocol):
     """The memory of one model for the devices of one shard."""
 
-    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Flags:
+    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Asked:
         """Ask the model about rows, in their order.
 
         Args:
@@ -34,10 +36,8 @@ class Memory(Protocol):
             out: (rows, n outputs) out; rows stay as they are where there was no answer.
 
         Returns:
-            Which rows the model had seen enough for.
-
-        Raises:
-            Exception: whatever the model raises; the rows answered before stand in ``out``.
+            Which rows the model had seen enough for, and what it raised, if it did; the rows answered
+            before stand in ``out``.
         """
 
     def grow(self, slots: int) -> None:
@@ -56,10 +56,14 @@ class NoMemory:
     def __init__(self, model: PredictModel) -> None:
         self._model = model
 
-    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Flags:
+    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Asked:
         """All rows at once."""
-        out[:] = _shaped(self._model.predict(features), out.shape)
-        return np.ones(len(features), np.bool_)
+        seen = np.ones(len(features), np.bool_)
+        try:
+            out[:] = _shaped(self._model.predict(features), out.shape)
+        except Exception as e:  # any model may fail in any way; the stream goes on
+            return seen, e
+        return seen, None
 
     def grow(self, slots: int) -> None:
         """Nothing grows."""
@@ -80,9 +84,9 @@ class StepMemory:
         self._carried = np.zeros((0, model.contract.state_size), np.float32)
         self._counts = np.zeros(0, np.int32)
 
-    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Flags:
+    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Asked:
         """A call for each row of the device that has the most in the batch."""
-        rank = np.empty(len(slots), np.int32)
+        seen, rank = np.ones(len(slots), np.bool_), np.empty(len(slots), np.int32)
         calls = ranks(slots, self._counts, rank)
         order = np.argsort(rank, kind="stable")
         ends = np.searchsorted(rank[order], np.arange(calls + 1))
@@ -91,11 +95,14 @@ class StepMemory:
             carried = self._carried[slots[rows]]
             carried[restarts[rows]] = 0.0
             self._carried[slots[rows]] = 0.0  # should the model raise, these devices begin anew
-            found, on = self._model.step(np.ascontiguousarray(features[rows]), carried)
-            out[rows] = _shaped(found, (len(rows), out.shape[1]))
-            on = _shaped(on, carried.shape)
+            try:
+                found, on = self._model.step(np.ascontiguousarray(features[rows]), carried)
+                out[rows] = _shaped(found, (len(rows), out.shape[1]))
+                on = _shaped(on, carried.shape)
+            except Exception as e:  # as above; rows of later calls are not asked about
+                return seen, e
             self._carried[slots[rows]] = np.where(np.isfinite(on).all(axis=1, keepdims=True), on, 0.0)
-        return np.ones(len(slots), np.bool_)
+        return seen, None
 
     def grow(self, slots: int) -> None:
         """More rows of zeros."""
@@ -119,7 +126,7 @@ class WindowMemory:
         self._kept = np.zeros((0, *self._shape), np.float32)
         self._filled = np.zeros(0, np.int32)
 
-    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Flags:
+    def ask(self, slots: NDArray[np.int32], restarts: Flags, features: Matrix, out: Matrix) -> Asked:
         """All rows are appended, whatever the model then does with their windows."""
         full = np.empty(len(slots), np.bool_)
         part = max(1, _WINDOW_NUMBERS // (self._shape[0] * self._shape[1]))
@@ -136,9 +143,7 @@ class WindowMemory:
                 out[rows][asked] = _shaped(found, (int(asked.sum()), out.shape[1]))
             except Exception as e:  # the windows of the rows that follow must still move on
                 failure = e
-        if failure is not None:
-            raise failure
-        return full
+        return full, failure
 
     def grow(self, slots: int) -> None:
         """More empty windows."""
