@@ -103,6 +103,36 @@ SETTINGS: Final = np.dtype([("restart_us", "<i8"), ("step_rate", "<f8"), ("step_
 
 
 @inline
+def span(values: Any, low: float, high: float) -> tuple[float, float, float]:
+    """Mean, lowest and highest of the believable values; NaN if there are none."""
+    total, n, lowest, highest = 0.0, 0, np.inf, -np.inf
+    for value in values:
+        if low <= value <= high:
+            total += value
+            n += 1
+            lowest, highest = min(lowest, value), max(highest, value)
+    return (total / n, lowest, highest) if n > 0 else (np.nan, np.nan, np.nan)
+
+
+@inline
+def module_voltage(voltage: float, mean: float, cells: Any) -> float:
+    """The module's voltage, or the sum of its cells where it is not measured."""
+    # Rounded as a measured one is: the panes hold float32.
+    return voltage if abs(voltage) < np.inf else np.float64(np.float32(mean * len(cells)))
+
+
+@inline
+def step_resistance(step: float, change: float, seconds: float, capacity: float, settings: Any) -> float:
+    """Direct-current resistance from a step: change of voltage over change of current; NaN if it gives none."""
+    least = settings.step_rate * capacity if capacity > 0.0 else 1.0
+    if 0.0 < seconds <= settings.step_seconds and abs(step) >= least:
+        resistance = change / step
+        if 0.0 < resistance < 1.0:
+            return resistance
+    return np.nan
+
+
+@inline
 def _sorted(values: Any, low: float, high: float, believed: Any, work: Any) -> int:
     """The believable values in ascending order into ``work``; returns how many.
 
@@ -261,16 +291,13 @@ def _pane(panes: Any, number: int) -> Any:
 
 @inline
 def _resistance(device: Any, current: float, mean: float, seconds: float, capacity: float, settings: Any) -> None:
-    """Direct-current resistance from a step: change of voltage over change of current."""
-    step = current - device.current
-    least = settings.step_rate * capacity if capacity > 0.0 else 1.0
-    if 0.0 < seconds <= settings.step_seconds and abs(step) >= least:
-        resistance = (mean - device.cell_mean) / step
-        if 0.0 < resistance < 1.0:
-            if device.resistance == device.resistance:
-                device.resistance += 0.1 * (resistance - device.resistance)
-            else:
-                device.resistance = resistance
+    """The running mean of what current steps give."""
+    found = step_resistance(current - device.current, mean - device.cell_mean, seconds, capacity, settings)
+    if found == found:
+        if device.resistance == device.resistance:
+            device.resistance += 0.1 * (found - device.resistance)
+        else:
+            device.resistance = found
 
 
 @inline
@@ -310,16 +337,11 @@ def _cells(cells: Any, fact: Any, believed: Any, work: Any, out: Any) -> float:
 @inline
 def _probes(values: Any, fact: Any, out: Any) -> float:
     """Instant values over the believable probes; returns their mean, NaN if there are none."""
-    total, n, coldest, warmest = 0.0, 0, np.inf, -np.inf
-    for value in values:
-        if fact.temperature_low <= value <= fact.temperature_high:
-            total += value
-            n += 1
-            coldest, warmest = min(coldest, value), max(warmest, value)
-    out[_TEMPERATURE] = total / n if n > 0 else np.nan
-    out[_COLDEST] = coldest if n > 0 else np.nan
-    out[_WARMEST] = warmest if n > 0 else np.nan
-    return total / n if n > 0 else np.nan
+    mean, coldest, warmest = span(values, fact.temperature_low, fact.temperature_high)
+    out[_TEMPERATURE] = mean
+    out[_COLDEST] = coldest
+    out[_WARMEST] = warmest
+    return mean
 
 
 @inline
@@ -383,8 +405,7 @@ def _sample(
     if mean != mean or not (fact.current_low <= current <= fact.current_high):
         out[:] = np.nan
         return
-    if not abs(voltage) < np.inf:
-        voltage = np.float64(np.float32(mean * len(cells)))  # as a measured one: the panes hold float32
+    voltage = module_voltage(voltage, mean, cells)
     capacity = fact.capacity_ah
     temperature = _probes(temperatures, fact, out)
     if not device.started:

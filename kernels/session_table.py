@@ -13,9 +13,12 @@ from typing import Final, NamedTuple
 KINDS: Final = ("rest", "charge", "discharge")
 
 BINS: Final = 48  # of the cell voltage, over operating_volt
-RELAXATIONS: Final = (60, 600, 1800)  # s since the current ended
+RELAXATIONS: Final = (60, 600, 1800)  # s since the first sample without current
 BASELINE_SESSIONS: Final = 8
 RECENT_WEIGHT: Final = 1 / 3
+CC_WINDOW_VOLT: Final = 0.2  # below full
+CV_HIGH_RATE: Final = 0.25  # 1/h
+CV_LOW_RATE: Final = 0.05
 
 
 class Column(NamedTuple):
