@@ -11,10 +11,22 @@ from pathlib import Path
 from typing import Literal
 
 from voltmill.flows.config import Config, ConfigError, ModelEntry
+from voltmill.flows.endpoint import open_endpoint
 from voltmill.kernels.feature_table import features as feature_table
 from voltmill.kernels.health_table import health_columns
 from voltmill.kernels.session_table import session_columns
-from voltmill.operators.model import Choice, Chosen, Mode, ModelError, OnnxModel, discover, load
+from voltmill.operators.model import (
+    Choice,
+    Chosen,
+    Mode,
+    Model,
+    ModelError,
+    OnnxModel,
+    check_columns,
+    check_model,
+    discover,
+    load,
+)
 
 log = logging.getLogger("voltmill.models")
 
@@ -79,12 +91,20 @@ class Models:
         found, out = discover(columns=self._columns), {}
         for name, entry in self._entries.items():
             try:
-                chosen = self._in_folder.get(name)
-                model = chosen.model if chosen else found.models.get(name) or load(name, columns=self._columns)
+                there = None if entry.endpoint else found.models.get(name)
+                out[name] = Chosen(there or self._load(entry), self._mode_of(entry))
             except ModelError as e:
-                raise ConfigError(f"[[model]] {e}") from None
-            out[name] = chosen or Chosen(model, self._mode_of(entry))
+                if name not in self._in_folder:
+                    raise ConfigError(f"[[model]] {e}") from None
+                out[name] = self._in_folder[name]
         return out
+
+    def _load(self, entry: ModelEntry) -> Model:
+        if entry.endpoint is None:
+            return load(entry.name, columns=self._columns)
+        model = check_model(entry.name, open_endpoint(entry.endpoint))
+        check_columns(entry.name, model.contract, self._columns)
+        return model
 
     def _mode_of(self, entry: ModelEntry | None) -> Mode:
         """A file that nobody named must not count unseen: it runs in shadow."""

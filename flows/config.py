@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt import MqttSettings
 from voltmill.connectors.redrive import RedriveSettings
@@ -79,6 +80,8 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Name of a model in ``[models] folder`` or that ``voltmill models`` lists, or the path of an ONNX file."""
     mode: typing.Literal["live", "shadow", "fallback"] = "live"
     """live: its predictions count. shadow: they are only compared. fallback: it is asked where a live one failed."""
+    endpoint: EndpointSettings | None = None
+    """Where the model is served over HTTP, if it is; its contract names it then."""
 
 
 class ModelsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -29,6 +29,8 @@ __all__ = [
     "PredictModel",
     "Range",
     "StepModel",
+    "check_columns",
+    "check_model",
     "discover",
     "load",
 ]
