@@ -63,6 +63,8 @@ def read_request(body: bytes | str, columns: Sequence[str], window_rows: int = 0
         WireError: it is not such a request.
     """
     kind: Any = _WINDOWS if window_rows else _ROWS
+    if not body:  # what the server thinks a form it does not hand on
+        raise WireError("the body is empty: send JSON, with Content-Type application/json")
     try:
         found = msgspec.json.decode(body, type=_Request).input_data
         data = msgspec.json.decode(found.data, type=kind)

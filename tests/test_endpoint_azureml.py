@@ -1,0 +1,241 @@
+"""The shipped scoring script in Azure ML's own inference server, asked by `EndpointModel`."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+import urllib3
+import yaml
+from azureml_server import SCORE, InferenceServer
+from onnx import TensorProto, helper, numpy_helper, save_model
+
+from voltmill.connectors.endpoint import EndpointError, EndpointModel, EndpointSettings
+from voltmill.operators.model import METADATA_KEY, SHIPPED, OnnxModel, load
+
+MODEL = load("lg_hg2_soc")
+assert isinstance(MODEL, OnnxModel)
+
+
+def load_script() -> ModuleType:
+    spec = spec_from_file_location("score", SCORE)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def window_model(path: Path) -> OnnxModel:
+    """A linear layer over windows of 4 rows, with the features of the SOC model."""
+    n, rows = len(MODEL.contract.features), 4
+    contract = msgspec.structs.replace(MODEL.contract, kind="window", window_rows=rows, fusion=None)
+    weights = np.random.default_rng(0).normal(size=(rows * n, 2)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])],
+        "window",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", rows, n])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 2])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(made, {METADATA_KEY: msgspec.json.encode(contract).decode()})
+    save_model(made, path)
+    return OnnxModel(path)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer]:
+    """With the shipped SOC model where Azure ML would put a registered one."""
+    folder = tmp_path_factory.mktemp("azureml")
+    registered = folder / "azureml-models/lg_hg2_soc/1"
+    registered.mkdir(parents=True)
+    shutil.copy(SHIPPED / "lg_hg2_soc.onnx", registered)
+    started = InferenceServer(folder, AZUREML_MODEL_DIR=str(registered))
+    try:
+        started.await_ready()
+        yield started
+    finally:
+        started.stop()
+
+
+def ask(server: InferenceServer, model: OnnxModel = MODEL, **settings) -> EndpointModel:
+    given = {"url": server.url, "contract": "any.json", "timeout_seconds": 20.0, "deadline_seconds": 60.0} | settings
+    return EndpointModel(EndpointSettings(**given), model.contract, msgspec.json.encode(model.contract))
+
+
+def inside(rows: int, seed: int = 0) -> np.ndarray:
+    """Random features within the valid ranges."""
+    low, high = (np.array([getattr(f, end) for f in MODEL.contract.features], np.float32) for end in ("low", "high"))
+    return np.random.default_rng(seed).uniform(low, high, (rows, len(low))).astype(np.float32)
+
+
+def test_the_bits_are_those_of_the_model_in_the_flow(server):
+    rows = inside(5000)
+    rows[::7, 1] = np.nan
+    rows[3] = 0.0
+    remote = ask(server)
+    found, wanted = remote.predict(rows), MODEL.predict(rows)
+    remote.close()
+    sound = np.isfinite(wanted)
+    assert 0.5 < sound.mean() < 1.0
+    assert np.array_equal(np.isfinite(found), sound) and found[sound].tobytes() == wanted[sound].tobytes()
+
+
+def test_cuts_and_company_change_nothing(server):
+    rows = inside(300, seed=1)
+    remote = ask(server, batch_rows=7)
+    assert remote.predict(rows).tobytes() == MODEL.predict(rows).tobytes()
+    remote.close()
+
+
+def test_what_is_no_request_is_refused_with_a_reason(server):
+    with urllib3.HTTPConnectionPool("127.0.0.1", server.port) as pool:
+        for body in (b"", b"{}", b'{"input_data": {"columns": ["a"], "data": [[1]]}}'):
+            answer = pool.request("POST", "/score", body=body, retries=False, timeout=20.0)
+            assert answer.status == 400 and len(answer.json()["message"]) > 20
+        assert "in this order" in answer.json()["message"]
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = pool.request("POST", "/score", body=b'{"input_data": {}}', headers=form, retries=False, timeout=20.0)
+        assert "Content-Type application/json" in answer.json()["message"]
+    fewer = msgspec.structs.replace(MODEL.contract, features=MODEL.contract.features[:-1])
+    remote = EndpointModel(EndpointSettings(url=server.url, contract="any.json"), fewer, b"")
+    with pytest.raises(EndpointError, match="answers 400 .*the model takes .*compare its scoring script"):
+        remote.predict(inside(2)[:, :-1])
+    remote.close()
+
+
+def test_nothing_is_told_to_anyone_outside(server):
+    assert server.environment["AML_APP_INSIGHTS_ENABLED"] == "false"
+    assert not any("INSIGHTS_KEY" in name or "CONNECTION_STRING" in name for name in server.environment)
+    process = psutil.Process(server.pid)
+    for each in (process, *process.children(recursive=True)):
+        assert all(
+            c.laddr.ip == "127.0.0.1" and (not c.raddr or c.raddr.ip == "127.0.0.1") for c in each.net_connections()
+        )
+
+
+def test_rows_per_second(server, capsys):
+    """Not a limit but a figure, and that larger requests pay."""
+    rates = {}
+    for size, total in ((1, 100), (100, 2000), (1000, 8000)):
+        rows, remote = inside(total), ask(server, batch_rows=size)
+        remote.predict(rows[:size])
+        began = time.perf_counter()
+        remote.predict(rows)
+        rates[size] = total / (time.perf_counter() - began)
+        remote.close()
+    rows = inside(100_000)
+    began = time.perf_counter()
+    MODEL.predict(rows)
+    here = len(rows) / (time.perf_counter() - began)
+    with capsys.disabled():
+        print("\nendpoint:", *(f"{rate:,.0f} rows/s at {size} a request;" for size, rate in rates.items()), end=" ")
+        print(f"in the process {here:,.0f} rows/s")
+    assert rates[1] < rates[1000] < here
+
+
+FAILING = """
+import importlib.util, os
+spec = importlib.util.spec_from_file_location("score", os.environ["SCORE"])
+score = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(score)
+init = score.init
+
+
+class Broken:
+    def __init__(self, model):
+        self.model, self.contract = model, model.contract
+
+    def predict(self, features):
+        if features[0, 0] > 1e9:
+            raise RuntimeError("the model broke")
+        return self.model.predict(features)
+
+
+def run(data):
+    score.model = score.model if isinstance(score.model, Broken) else Broken(score.model)
+    return score.run(data)
+"""
+
+
+def test_an_error_of_the_model_is_told_and_harms_no_other_request(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    server = InferenceServer(tmp_path, script=script, SCORE=str(SCORE), VOLTMILL_MODEL="lg_hg2_soc")
+    retried: list[str] = []
+    try:
+        server.await_ready()
+        settings = EndpointSettings(url=server.url, contract="any.json", timeout_seconds=20.0, deadline_seconds=60.0)
+        remote = EndpointModel(settings, MODEL.contract, b"", on_retry=retried.append)
+        rows = inside(3)
+        rows[0, 0] = 1e10
+        with pytest.raises(EndpointError, match="answers 500 .*scoring script.*the model itself failed"):
+            remote.predict(rows)
+        assert retried == ["500"]
+        assert remote.predict(rows[1:]).tobytes() == MODEL.predict(rows[1:]).tobytes()
+        remote.close()
+    finally:
+        server.stop()
+    assert "the model broke" in server.log
+
+
+def test_windows(tmp_path):
+    model = window_model(tmp_path / "window.onnx")
+    server = InferenceServer(tmp_path, VOLTMILL_MODEL=str(tmp_path / "window.onnx"))
+    try:
+        server.await_ready()
+        shape = (50, model.contract.window_rows, len(model.contract.features))
+        rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        remote = ask(server, model, batch_rows=20)
+        assert remote.predict(rows).tobytes() == model.predict(rows).tobytes()
+        remote.close()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "why"),
+    [
+        ([], "", "one ONNX file is needed, found none"),
+        (["a.onnx", "b.onnx"], "", "found a.onnx, b.onnx: set VOLTMILL_MODEL"),
+        (["a.onnx"], "b", "found none"),
+    ],
+)
+def test_which_model_is_meant_must_be_clear(tmp_path, files, name, why):
+    score = load_script()
+    for file in files:
+        (tmp_path / file).touch()
+    with pytest.raises(ValueError, match=why):
+        score.find_model(str(tmp_path), name)
+
+
+def test_a_model_is_found_by_its_name_or_its_file(tmp_path):
+    score = load_script()
+    (tmp_path / "deep").mkdir()
+    for file in ("a.onnx", "deep/b.onnx"):
+        (tmp_path / file).touch()
+    assert score.find_model(str(tmp_path), "b") == score.find_model(str(tmp_path), "b.onnx") == tmp_path / "deep/b.onnx"
+    assert score.find_model("", "lg_hg2_soc") == "lg_hg2_soc"
+    with pytest.raises(ValueError, match="set AZUREML_MODEL_DIR or VOLTMILL_MODEL"):
+        score.find_model("", "")
+
+
+def test_the_deployment_names_what_is_there():
+    folder = SCORE.parent
+    deployment, environment = (yaml.safe_load((folder / f"{name}.yml").read_text()) for name in ("deployment", "conda"))
+    endpoint = yaml.safe_load((folder / "endpoint.yml").read_text())
+    assert deployment["endpoint_name"] == endpoint["name"] and deployment["app_insights_enabled"] is False
+    assert (folder / deployment["model"]["path"]).resolve() == (SHIPPED / "lg_hg2_soc.onnx").resolve()
+    code = deployment["code_configuration"]
+    assert (folder / code["code"] / code["scoring_script"]).is_file()
+    assert (folder / deployment["environment"]["conda_file"]).is_file()
+    assert f"voltmill=={version('voltmill')}" in environment["dependencies"][-1]["pip"]
+    let_in = 2 * deployment["request_settings"]["max_concurrent_requests_per_instance"] * deployment["instance_count"]
+    assert EndpointSettings(url="https://x.example/", contract="x").concurrency <= let_in
