@@ -24,6 +24,7 @@ import msgspec
 import typer
 from prometheus_client import Counter, Gauge, Histogram
 
+from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
 from voltmill.connectors.redrive import RedriveSettings
@@ -56,6 +57,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "quality": QualitySettings,
     "features": FeatureSettings,
     "[model]": ModelEntry,
+    "model.endpoint": EndpointSettings,
     "[fleet]": FleetEntry,
     "fleet.limits": Limits,
     "archive": ArchiveSettings,
