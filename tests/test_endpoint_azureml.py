@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
@@ -11,14 +12,22 @@ from types import ModuleType
 import msgspec
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import urllib3
 import yaml
 from azureml_server import SCORE, InferenceServer
 from onnx import TensorProto, helper, numpy_helper, save_model
+from telemetry import batch, content, cut, sample
 
 from voltmill.connectors.endpoint import EndpointError, EndpointModel, EndpointSettings
-from voltmill.operators.model import METADATA_KEY, SHIPPED, OnnxModel, load
+from voltmill.flows.broker import free_port
+from voltmill.flows.choice import Models
+from voltmill.flows.config import parse
+from voltmill.kernels.fleet import Fleet, FleetEntry
+from voltmill.operators.estimate import EstimateState
+from voltmill.operators.features import offline
+from voltmill.operators.model import METADATA_KEY, SHIPPED, Chosen, OnnxModel, load
 
 MODEL = load("lg_hg2_soc")
 assert isinstance(MODEL, OnnxModel)
@@ -93,6 +102,61 @@ def test_cuts_and_company_change_nothing(server):
     remote = ask(server, batch_rows=7)
     assert remote.predict(rows).tobytes() == MODEL.predict(rows).tobytes()
     remote.close()
+
+
+FLEET = Fleet([FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=3.0)])
+TABLE = """
+[[model]]
+name = "remote"
+
+[model.endpoint]
+url = "{url}"
+contract = "{contract}"
+key = "${{KEY}}"
+timeout_seconds = {timeout}
+deadline_seconds = 60.0
+"""
+
+
+def stream(model: Chosen) -> dict[str, list[pa.RecordBatch]]:
+    """What comes out of estimate for some minutes of two devices, batch by batch."""
+    rows = [
+        sample(5.0 * k, device_id=device, current_ampere=-1.5, cell_voltage_volt=[3.9 - 0.001 * k] * 3)
+        for k in range(200)
+        for device in ("a", "b")
+    ]
+    features = offline(batch(rows), FLEET)
+    state = EstimateState(lambda: [model], FLEET)
+    made = [each for part in cut(features, range(0, len(features), 70)) for each in state.apply(part)]
+    made += state.collect(wait=True)
+    return {kind: [each.batch for each in made if each.kind == kind] for kind in ("predictions", "failures")}
+
+
+def configured(folder: Path, url: str, timeout: float = 20.0) -> Chosen:
+    (folder / "soc.json").write_bytes(msgspec.json.encode(MODEL.contract))
+    text = TABLE.format(url=url, contract=folder / "soc.json", timeout=timeout)
+    (chosen,) = Models(parse(tomllib.loads(text), "voltmill.toml", {"KEY": "S3cr3t/4711"})).current()
+    return chosen
+
+
+def test_in_a_flow_its_predictions_are_those_of_the_model_itself(server, tmp_path):
+    remote = configured(tmp_path, server.url)
+    there, here = stream(remote), stream(Chosen(MODEL, "live"))
+    assert there["failures"] == here["failures"] == []
+    found, wanted = (
+        content(pa.Table.from_batches(made["predictions"]).combine_chunks().to_batches()[0]) for made in (there, here)
+    )
+    assert found.pop("model_sha256") == repr([remote.model.sha256] * 400).encode() != wanted.pop("model_sha256")
+    assert found == wanted
+
+
+def test_a_dead_endpoint_falls_back_and_names_no_secret(tmp_path):
+    url = f"http://127.0.0.1:{free_port()}/score"
+    made = stream(configured(tmp_path, url, timeout=1.0))
+    modes = {mode for part in made["predictions"] for mode in part.column("mode").to_pylist()}
+    details = {letter for part in made["failures"] for letter in part.column("detail").to_pylist()}
+    assert modes == {"fallback"} and sum(len(part) for part in made["predictions"]) == 400
+    assert all(url in detail and "S3cr3t" not in detail for detail in details)
 
 
 def test_what_is_no_request_is_refused_with_a_reason(server):
