@@ -4,7 +4,7 @@ It is stored as JSON in the metadata of an ONNX file, so a model and its contrac
 behind HTTP has it in a file of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -35,6 +35,17 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     missing: float | None = None
     """What the model is given where the value is not known; not given: then it is not asked."""
 
+    def __post_init__(self) -> None:
+        """Check the values once, where they enter."""
+        if not (self.scale > 0 and np.isfinite(self.scale)):
+            raise ValueError("scale is above 0: 1 if the model takes the column as it is")
+        if not np.isfinite(self.offset):
+            raise ValueError("offset is finite: 0 if the model takes the column as it is")
+        if not self.low < self.high:
+            raise ValueError("low is below high")
+        if self.missing is not None and not self.low <= self.missing <= self.high:
+            raise ValueError("missing lies from low to high")
+
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A column that is no input, but says whether the model may be asked about a row."""
@@ -45,6 +56,11 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Lowest value that is good enough, in the column's unit."""
     high: float
     """Highest value that is good enough, in the column's unit."""
+
+    def __post_init__(self) -> None:
+        """Check the values once, where they enter."""
+        if not self.low <= self.high:
+            raise ValueError("low is at most high")
 
 
 class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +74,11 @@ class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Time over which the errors of the model are correlated, s."""
     interval_factor: float
     """Half width of the 90 % interval in standard deviations of the filter."""
+
+    def __post_init__(self) -> None:
+        """Check the values once, where they enter."""
+        if min(msgspec.structs.astuple(self)) <= 0:
+            raise ValueError("all values are above 0")
 
 
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,43 +132,9 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter; ValueError says what is wrong in one line."""
-        names = self.feature_names
-        if not names or len(set(names)) != len(names):
-            raise ValueError("features: name at least one, each once")
-        for f in self.features:
-            if not (f.scale > 0 and np.isfinite(f.offset) and f.low < f.high):
-                raise ValueError(f"features: {f.name}: scale is above 0, offset is finite, low is below high")
-            if f.missing is not None and not f.low <= f.missing <= f.high:
-                raise ValueError(f"features: {f.name}: missing lies from low to high")
-        for r in self.conditions:
-            if not r.low <= r.high:
-                raise ValueError(f"conditions: {r.name}: low is at most high")
-        if self.outputs not in OUTPUTS:
-            raise ValueError(f"outputs: one of {'; '.join(', '.join(names) for names in OUTPUTS)}")
-        if (self.kind == "step") != (self.state_size > 0):
-            raise ValueError("state_size: above 0 for the kind step, 0 for any other")
-        if (self.kind == "window") != (self.window_rows > 0):
-            raise ValueError("window_rows: above 0 for the kind window, 0 for any other")
-        if max(self.state_size, self.window_rows * len(names)) > CARRIED_MAX:
-            raise ValueError(f"state_size, window_rows: {CARRIED_MAX} numbers a device at most")
-        if self.session != "any" and self.table != "sessions":
-            raise ValueError("session: only for the table sessions")
-        if (self.unit == "cycles") != (self.target == "rul"):
-            raise ValueError("unit: percent for soc and soh, cycles for rul")
-        if not 0 <= self.dt_range_seconds[0] < self.dt_range_seconds[1]:
-            raise ValueError("dt_range_seconds: the shorter time comes first, from 0 s")
-        if not self.cell_type:
-            raise ValueError('cell_type: name the cell, or "*" for any')
-        if self.nominal_ah < 0 or (self.nominal_ah == 0) != (self.cell_type == "*"):
-            raise ValueError('nominal_ah: above 0, or 0 for a model of cell_type "*"')
-        if not (self.capacity_fraction > 0 and self.warm_up_seconds >= 0):
-            raise ValueError("capacity_fraction is above 0, warm_up_seconds at least 0")
-        if self.fusion is not None and (self.target, self.table) != ("soc", "features"):
-            raise ValueError("fusion: needs target soc and table features")
-        if self.fusion is not None and "laplace_scale" not in self.outputs:
-            raise ValueError("fusion: needs the output laplace_scale")
-        if self.fusion is not None and min(msgspec.structs.astuple(self.fusion)) <= 0:
-            raise ValueError("fusion: all values are above 0")
+        for holds, words in RULES:
+            if not holds(self):
+                raise ValueError(words)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -181,6 +168,44 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def in_conditions(self, columns: Matrix) -> npt.NDArray[np.bool_]:
         """Which rows meet every condition; ``columns``: (rows, n conditions), in the contract's order."""
         return _inside(columns, self.conditions)
+
+
+#: What must hold between the fields of a contract, and what is said where it does not.
+RULES: Final[tuple[tuple[Callable[[Contract], bool], str], ...]] = (
+    (lambda c: bool(c.name and c.version), "name, version: not empty, for predictions bear them"),
+    (lambda c: bool(c.features), "features: name at least one"),
+    (lambda c: len({f.name for f in c.features}) == len(c.features), "features: name each column once"),
+    (lambda c: c.outputs in OUTPUTS, f"outputs: one of {'; '.join(', '.join(names) for names in OUTPUTS)}"),
+    (lambda c: (c.kind == "step") == (c.state_size > 0), "state_size: above 0 for the kind step, 0 for any other"),
+    (
+        lambda c: (c.kind == "window") == (c.window_rows > 0),
+        "window_rows: above 0 for the kind window, 0 for any other",
+    ),
+    (
+        lambda c: max(c.state_size, c.window_rows * len(c.features)) <= CARRIED_MAX,
+        f"state_size, window_rows: {CARRIED_MAX} numbers a device at most",
+    ),
+    (lambda c: c.session == "any" or c.table == "sessions", "session: only for the table sessions"),
+    (lambda c: (c.unit == "cycles") == (c.target == "rul"), "unit: percent for soc and soh, cycles for rul"),
+    (
+        lambda c: 0 <= c.dt_range_seconds[0] < c.dt_range_seconds[1],
+        "dt_range_seconds: the shorter time comes first, from 0 s",
+    ),
+    (lambda c: bool(c.cell_type), 'cell_type: name the cell, or "*" for any'),
+    (
+        lambda c: c.nominal_ah >= 0 and (c.nominal_ah == 0) == (c.cell_type == "*"),
+        'nominal_ah: above 0, or 0 for a model of cell_type "*"',
+    ),
+    (
+        lambda c: c.capacity_fraction > 0 and c.warm_up_seconds >= 0,
+        "capacity_fraction is above 0, warm_up_seconds at least 0",
+    ),
+    (
+        lambda c: c.fusion is None or (c.target, c.table) == ("soc", "features"),
+        "fusion: needs target soc and table features",
+    ),
+    (lambda c: c.fusion is None or "laplace_scale" in c.outputs, "fusion: needs the output laplace_scale"),
+)
 
 
 def _inside(values: Matrix, ranges: Sequence[Feature | Range]) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from voltmill.operators.contract import Contract, Feature, Fusion, Matrix, Range
-from voltmill.operators.onnx_model import METADATA_KEY, Columns, ModelError, OnnxModel, check_columns
+from voltmill.operators.contract_text import Columns
+from voltmill.operators.onnx_model import METADATA_KEY, ModelError, OnnxModel, check_columns
 
 __all__ = [
     "METADATA_KEY",

@@ -1,28 +1,29 @@
 """OnnxModel: an ONNX file with its contract inside, run by onnxruntime on one thread.
 
 One thread, because a flow scales by workers and a second thread would change neither the result nor
-the cost of a row. No padding of small batches: with one thread, onnxruntime computes each row of a
-dense network in the same order at every batch size (the conformance suite asserts it of every model).
+the cost of a row. Batches are not padded: with one thread, onnxruntime computes each row of a dense network
+in the same order at every batch size (the conformance suite asserts it of every model). Only a row that is
+alone is given twice: a product of one row is a routine of its own in MLAS, with its own order of sums, and a
+linear model of scikit-learn differed in the last bits.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 
 from voltmill.operators.contract import Contract, Matrix
+from voltmill.operators.contract_text import Columns, read_contract, unknown_columns
+from voltmill.operators.onnx_file import facts, read_metadata
+from voltmill.operators.onnx_shapes import shape_problems, shape_text, wanted_inputs, wanted_outputs
 
 #: Key of the contract in the metadata of an ONNX file.
 METADATA_KEY: Final = "voltmill.contract"
 #: Rows per run: an MLP's activations then stay in the cache, and memory does not grow with the batch.
 CHUNK_ROWS: Final = 4096
-
-#: Names of the columns of each table a model can be asked about.
-Columns = Mapping[str, Collection[str]]
+_TRIED: Final = 3
 
 
 class ModelError(ValueError):
@@ -52,34 +53,60 @@ class OnnxModel:
         data = read_model(path)
         self.sha256: str = hashlib.sha256(data).hexdigest()
         session = open_session(path, data)
-        self.contract: Contract = _contract(path, session)
+        self.contract: Contract = _contract(path, data)
         check_columns(str(path), self.contract, columns)
-        self._inputs = _check_shapes(path, session, self.contract)
+        if problems := shape_problems(session.get_inputs(), session.get_outputs(), self.contract):
+            raise ModelError(_first(path, problems))
         self._session = session
+        self._inputs = [str(node.name) for node in session.get_inputs()]
         self._offset = np.array([f.offset for f in self.contract.features], np.float32)
         self._scale = np.array([f.scale for f in self.contract.features], np.float32)
+        self._try_once(path)
 
     def predict(self, features: Matrix) -> Matrix:
         """Outputs for a feature matrix, or for windows: see `Model.predict`."""
-        out = np.empty((len(features), len(self.contract.outputs)), np.float32)
-        for start in range(0, len(features), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            out[rows] = self._session.run(None, {self._inputs[0]: self._scaled(features[rows])})[0]
-        return out
+        return self._run(self._scaled(features))[0]
 
     def step(self, features: Matrix, carried: Matrix) -> tuple[Matrix, Matrix]:
         """Outputs and what is carried on: see `StepModel.step`."""
-        out = np.empty((len(features), len(self.contract.outputs)), np.float32)
-        on = np.empty_like(carried)
-        for start in range(0, len(features), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            given = (self._scaled(features[rows]), np.ascontiguousarray(carried[rows]))
-            out[rows], on[rows] = self._session.run(None, dict(zip(self._inputs, given, strict=True)))
+        out, on = self._run(self._scaled(features), np.ascontiguousarray(carried))
         return out, on
+
+    def _run(self, *given: Matrix) -> list[Matrix]:
+        """The outputs, in pieces of CHUNK_ROWS."""
+        rows = len(given[0])
+        out = [np.empty((rows, *shape), np.float32) for shape in wanted_outputs(self.contract)]
+        for start in range(0, rows, CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            pieces = [each[part] for each in given]
+            if alone := len(pieces[0]) == 1:
+                pieces = [np.concatenate([piece, piece]) for piece in pieces]
+            for whole, piece in zip(
+                out, self._session.run(None, dict(zip(self._inputs, pieces, strict=True))), strict=True
+            ):
+                whole[part] = piece[:1] if alone else piece
+        return out
 
     def _scaled(self, features: Matrix) -> Matrix:
         scaled: Matrix = (features - self._offset) / self._scale
         return scaled
+
+    def _try_once(self, path: str | Path) -> None:
+        """Three rows of zeros: what they give shows the dimensions that the file leaves open."""
+        given = {
+            name: np.zeros((_TRIED, *shape), np.float32)
+            for name, shape in zip(self._inputs, wanted_inputs(self.contract), strict=True)
+        }
+        try:
+            found = self._session.run(None, given)
+        except Exception as e:  # onnxruntime raises a dozen classes of its own
+            raise ModelError(f"{path}: cannot compute {_TRIED} rows: export it anew ({_reason(e)})") from e
+        for k, (got, shape) in enumerate(zip(found, wanted_outputs(self.contract), strict=True)):
+            if got.shape != (_TRIED, *shape):
+                raise ModelError(
+                    f'{path}: output "{self._session.get_outputs()[k].name}": {_TRIED} rows give {got.shape}, the '
+                    f"contract says {shape_text(shape)}: a row in, a row out"
+                )
 
 
 def read_model(path: str | Path) -> bytes:
@@ -96,57 +123,68 @@ def open_session(path: str | Path, data: bytes) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4  # what is wrong is raised below, in one line
+    if outside := _weights_elsewhere(data):  # onnxruntime would look for them in the working directory
+        raise ModelError(
+            f"{path}: its weights are in another file, {outside}, which its SHA-256 does not cover: export it as one "
+            "file (torch.onnx.export: external_data=False)"
+        )
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime raises a dozen classes of its own
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(f"{path}: not a model that onnxruntime can run: export it anew ({reason[:160]})") from e
+        raise ModelError(f"{path}: not a model that onnxruntime can run: {_mend(str(e))} ({_reason(e)})") from e
+
+
+def _weights_elsewhere(data: bytes) -> str:
+    try:
+        return facts(data).external
+    except ValueError:
+        return ""  # it is no model: onnxruntime says so
 
 
 def check_columns(place: str, contract: Contract, columns: Columns | None) -> None:
     """Whether the table that the contract names has every column it reads; ModelError if not."""
-    known = () if columns is None else columns[contract.table]
-    if columns is not None and (unknown := [name for name in contract.columns if name not in known]):
-        raise ModelError(
-            f'{place}: features: no feature "{unknown[0]}" in the table {contract.table}: take names of that table'
-        )
+    if columns is not None and (unknown := unknown_columns(contract, columns)):
+        raise ModelError(_first(place, unknown))
 
 
-def _contract(path: str | Path, session: Any) -> Contract:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+def contract_text(path: str | Path, data: bytes) -> str:
+    """The contract in the metadata of a file, as it stands there; ModelError if it has none."""
+    try:
+        text = read_metadata(data, METADATA_KEY)
+    except ValueError as e:
+        raise ModelError(f"{path}: not a model that onnxruntime can run: export it anew ({e})") from e
     if text is None:
         raise ModelError(
             f'{path}: has no contract (JSON in metadata_props["{METADATA_KEY}"]): '
-            "`voltmill models describe` writes a template for it"
+            f"`voltmill models describe {path}` writes a template for it"
         )
-    try:
-        return msgspec.json.decode(text, type=Contract)
-    except (msgspec.ValidationError, msgspec.DecodeError) as e:
-        raise ModelError(f"{path}: {METADATA_KEY}: {e}") from e
+    return text
 
 
-def _check_shapes(path: str | Path, session: Any, contract: Contract) -> list[str]:
-    """The names of the inputs, once shapes and types of inputs and outputs are what the contract says."""
-    n, m, carried = len(contract.features), len(contract.outputs), contract.state_size
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    wanted_in = [(contract.window_rows, n)] if contract.kind == "window" else [(n,)]
-    wanted_out = [(m,)]
-    if contract.kind == "step":
-        wanted_in, wanted_out = [*wanted_in, (carried,)], [*wanted_out, (carried,)]
-    for what, nodes, wanted in (("input", inputs, wanted_in), ("output", outputs, wanted_out)):
-        # A number in the first place is a fixed batch size; a free one is a name or None.
-        fits = len(nodes) == len(wanted) and all(
-            node.type == "tensor(float)"
-            and len(node.shape) == 1 + len(shape)
-            and not isinstance(node.shape[0], int)
-            and tuple(node.shape[1:]) == shape
-            for node, shape in zip(nodes, wanted, strict=True)
+def _contract(path: str | Path, data: bytes) -> Contract:
+    contract, problems = read_contract(contract_text(path, data))
+    if contract is None:
+        raise ModelError(_first(f"{path}: {METADATA_KEY}", problems))
+    return contract
+
+
+def _first(place: str | Path, problems: list[str]) -> str:
+    more = f" (and {len(problems) - 1} more: `voltmill check` tells all)" if len(problems) > 1 else ""
+    return f"{place}: {problems[0]}{more}"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:160]
+
+
+def _mend(reason: str) -> str:
+    """What to do about what onnxruntime says."""
+    if "IR version" in reason or "opset" in reason.lower():
+        return (
+            f"it is newer than onnxruntime {ort.__version__} knows: export it with an older target_opset, or install a "
+            "newer onnxruntime"
         )
-        if not fits:
-            found = [(node.type, node.shape) for node in nodes]
-            needs = " and ".join(f"(any number of rows, {', '.join(map(str, shape))})" for shape in wanted)
-            raise ModelError(
-                f"{path}: {what}: found {found}: the contract (kind {contract.kind}, {n} features, {m} outputs) "
-                f"needs tensor(float) of {needs}"
-            )
-    return [str(node.name) for node in inputs]
+    if "is not a registered function/op" in reason or "NOT_IMPLEMENTED" in reason:
+        return "it has an operator that onnxruntime does not: export it with operators of the standard set"
+    return "export it anew"
