@@ -17,27 +17,19 @@ records hold discharges only, in which it looks like a part of the OCV.
 """
 
 import itertools
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from records import CAPACITY_AH, NOMINAL_AH, ROOT, TEST, Array, Record, measured
 
 from voltmill.kernels.cell_model import CellParameters, filtered_currents, hysteresis_path, trace
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-DATA: Final = Path(os.environ.get("VOLTMILL_DATA", ROOT.parent / "shared" / "data")) / "lg_hg2_1hz.parquet"
 OUTPUT: Final = ROOT / "kernels" / "cell_lg_hg2.json"
 
-CAPACITY_AH: Final = 2.78  # what the cell gives between full and empty at 25 °C and C/20; 3.0 Ah nominal
 SOC_NODES: Final = np.linspace(0.0, 1.0, 41)
 TEMPERATURE_NODES: Final = np.array([-20.0, -10.0, 0.0, 10.0, 25.0, 40.0])
-CHECK_CYCLES: Final = ("US06", "LA92", "UDDS", "HWFET")
 TAU_FAST_SECONDS: Final = (15.0, 25.0, 40.0)
 TAU_SLOW_SECONDS: Final = (300.0, 600.0, 1000.0)
 ROUGHNESS: Final = (30.0, 3e3, 3e4)  # penalty on second differences: OCV (V), dOCV (V per 10 K), R (ohm)
@@ -52,32 +44,18 @@ FULL_WEIGHT: Final = 1e5  # as of so many rows
 # the fit leaves 32 mV and R0 comes out too small, at 0.5 s it leaves 17 mV, its best.
 CURRENT_LAG_SECONDS: Final = 0.5
 
-Array = NDArray[np.float64]
+
+def usable(record: Record) -> bool:
+    """Whether the record takes part in the fit."""
+    # Mixed4-8 "at 40 °C" were broken off after some minutes in a chamber at 23 °C.
+    return record.name == "HPPC" or (record.name.startswith("Mixed") and len(record) > 1000)
 
 
-@dataclass(frozen=True)
-class Record:
-    """One discharge at 1 Hz: arrays of volt, ampere (charge positive), °C and SOC (0 to 1)."""
-
-    name: str
-    ambient: int
-    voltage: Array
-    current: Array
-    temperature: Array
-    soc: Array
-
-
-def records(path: Path = DATA) -> Iterator[Record]:
-    """Every record of the file in its order."""
-    table = pq.read_table(path)
-    name = np.array(table["record"].to_pylist(), dtype=object)
-    ambient = table["ambient_c"].to_numpy()
-    columns = [table[c].to_numpy().astype(float) for c in ("voltage_v", "current_a", "temp_c", "ah")]
-    cuts = np.flatnonzero((name[1:] != name[:-1]) | (ambient[1:] != ambient[:-1])) + 1
-    for start, stop in itertools.pairwise([0, *cuts.tolist(), len(name)]):
-        volt, ampere, celsius, ah = (c[start:stop] for c in columns)
-        ampere = (1 - CURRENT_LAG_SECONDS) * ampere + CURRENT_LAG_SECONDS * np.append(ampere[1:], ampere[-1])
-        yield Record(name[start].split("_", 1)[1], int(ambient[start]), volt, ampere, celsius, 1 + ah / CAPACITY_AH)
+def shifted(record: Record) -> Record:
+    """The record with each current at the time of its voltage."""
+    later = np.append(record.current[1:], record.current[-1])
+    current = (1 - CURRENT_LAG_SECONDS) * record.current + CURRENT_LAG_SECONDS * later
+    return replace(record, current=current)
 
 
 def hats(x: Array, nodes: Array) -> Array:
@@ -92,12 +70,12 @@ def hats(x: Array, nodes: Array) -> Array:
 
 def design(record: Record, taus: tuple[float, float]) -> tuple[Array, Array]:
     """Regressors (rows x unknowns) and the voltage that they explain, V."""
-    soc, warm = hats(record.soc, SOC_NODES), hats(record.temperature, TEMPERATURE_NODES)
+    soc, warm = hats(record.soc / 100.0, SOC_NODES), hats(record.temperature, TEMPERATURE_NODES)
     grid = (warm[:, :, None] * soc[:, None, :]).reshape(len(soc), -1)
     z = filtered_currents(record.current, 1.0, np.array(taus))
     tilt = (record.temperature[:, None] - 25.0) / 10.0 * soc
     hysteresis = hysteresis_path(record.current, 1.0, CAPACITY_AH, 1.0) * np.interp(
-        record.soc, SOC_NODES, hysteresis_volt()
+        record.soc / 100.0, SOC_NODES, hysteresis_volt()
     )
     a = np.hstack([soc, tilt, grid * record.current[:, None], grid * z[:, :1], grid * z[:, 1:]])
     return a, record.voltage - hysteresis
@@ -151,7 +129,7 @@ def thermal(train: list[Record], parameters: CellParameters) -> tuple[float, flo
         rise = record.temperature - record.temperature[:30].mean()
         if rise.max() < 1.0:
             continue  # nothing but the noise of the sensor
-        heat = record.current * (record.voltage - np.interp(record.soc, SOC_NODES, parameters.ocv_volt))
+        heat = record.current * (record.voltage - np.interp(record.soc / 100.0, SOC_NODES, parameters.ocv_volt))
         spans = (len(heat) - 1) // THERMAL_SPAN
         n = spans * THERMAL_SPAN
         lhs.append(np.stack([heat[:n], -rise[:n]], 1).reshape(spans, THERMAL_SPAN, 2).sum(1))
@@ -168,7 +146,7 @@ def assemble(x: Array, taus: tuple[float, float]) -> CellParameters:
     return CellParameters(
         name="lg-hg2",
         source="Kollmeyer et al., LG 18650HG2 Li-ion Battery Data, Mendeley Data 10.17632/cp3473x7xv.3; fitted",
-        nominal_ah=3.0,
+        nominal_ah=NOMINAL_AH,
         capacity_ah=CAPACITY_AH,
         temperature_celsius=TEMPERATURE_NODES.tolist(),
         tau_seconds=taus,
@@ -211,15 +189,13 @@ def check(parameters: CellParameters, record: Record) -> tuple[float, float, flo
 
 def main() -> None:
     """Fit, write, and print the check on the cycles that took no part."""
-    every = list(records())
-    # Mixed4-8 "at 40 °C" were broken off after some minutes in a chamber at 23 °C.
-    train = [r for r in every if r.name == "HPPC" or (r.name.startswith("Mixed") and len(r.soc) > 1000)]
-    parameters = fit(train)
+    every = [shifted(r) for r in measured(seconds=0)]
+    parameters = fit([r for r in every if usable(r)])
     OUTPUT.write_bytes(msgspec.json.format(msgspec.json.encode(parameters), indent=1) + b"\n")
     print(f"{OUTPUT.name}: {OUTPUT.stat().st_size} bytes, time constants {parameters.tau_seconds}")
     print("| ambient °C | cycle | RMS mV | bias mV | temperature RMS K |\n|---|---|---|---|---|")
     for record in sorted(every, key=lambda r: (r.ambient, r.name)):
-        if record.name in CHECK_CYCLES:
+        if record.name in TEST:
             rms, bias, warm = check(parameters, record)
             print(f"| {record.ambient} | {record.name} | {rms:.1f} | {bias:+.1f} | {warm:.2f} |")
 

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from soc_card import card
 from soc_network import FEATURES, NAMES, export, train, training_set
-from soc_views import CAPACITY_AH, DATA, NOMINAL_AH, ROOT, TEST, Matrix, Record, Seen, measured, sampled, see
+from records import CAPACITY_AH, DATA, NOMINAL_AH, ROOT, TEST, Record, measured
+from soc_views import Matrix, Seen, sampled, see
 
 from voltmill.kernels.fusion import FUSION_STATE, fuse
 from voltmill.operators.contract import Contract, Fusion

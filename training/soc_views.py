@@ -5,57 +5,26 @@ losses, noise and sensor errors. The features of a view come from `voltmill.oper
 the model is trained on what the stream will give it, to the bit.
 """
 
-import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from records import NOMINAL_AH, Array, Record
 
 from voltmill.kernels import cell_model
 from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.kernels.schema import TELEMETRY, label
 from voltmill.operators.features import FeatureSettings, offline
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-DATA: Final = Path(os.environ.get("VOLTMILL_DATA", ROOT.parent / "shared" / "data")) / "lg_hg2_1hz.parquet"
-
-NOMINAL_AH: Final = 3.0
-CAPACITY_AH: Final = 2.78  # between full and empty at 25 °C and C/20: what SOC refers to
-TEST: Final = ("US06", "LA92", "UDDS", "HWFET")  # drive cycles that nothing is trained or tuned on
 FLEET: Final = Fleet([FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=NOMINAL_AH, series=1)])
-SETTINGS: Final = FeatureSettings(windows_seconds=(60,))
+SETTINGS: Final = FeatureSettings()
 STEPS: Final = (1, 2, 5, 5, 5, 10, 15, 30)  # sample intervals, s; 5 s is what fleets usually send
 GAPS: Final = (0, 0, 0, 60, 280)  # longest silence, s; after 300 s the features begin anew
 
-Array = NDArray[np.float64]
 Matrix = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One cell over time: s, V, A (positive while charging), °C, and the true SOC in percent."""
-
-    name: str
-    ambient: int
-    seconds: Array
-    voltage: Array
-    current: Array
-    temperature: Array
-    soc: Array
-
-    def __len__(self) -> int:
-        return len(self.seconds)
-
-    def at(self, rows: NDArray[np.int64]) -> "Record":
-        """The record at these rows alone."""
-        names = ("seconds", "voltage", "current", "temperature", "soc")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 @dataclass(frozen=True)
@@ -66,22 +35,6 @@ class Seen:
     features: Matrix
     charge_step_ah: Array
     interval_seconds: Array
-
-
-def measured(path: Path = DATA) -> list[Record]:
-    """The records of the LG HG2 file; at least ten minutes long (a few at 40 °C were broken off)."""
-    table = pq.read_table(path)
-    name = np.array(table["record"].to_pylist(), dtype=object)
-    ambient = table["ambient_c"].to_numpy()
-    columns = [table[c].to_numpy().astype(float) for c in ("t_s", "voltage_v", "current_a", "temp_c", "ah")]
-    cuts = np.flatnonzero((name[1:] != name[:-1]) | (ambient[1:] != ambient[:-1])) + 1
-    found = []
-    for start, stop in itertools.pairwise([0, *cuts.tolist(), len(name)]):
-        t, volt, ampere, celsius, ah = (c[start:stop] for c in columns)
-        short = name[start].split("_", 1)[1]
-        soc = 100.0 * (1 + ah / CAPACITY_AH)
-        found.append(Record(short, int(ambient[start]), t - t[0], volt, ampere, celsius, soc))
-    return [r for r in found if len(r) >= 600]
 
 
 def simulated(records: Sequence[Record], modules: int, hours: float, rng: np.random.Generator) -> list[Record]:
