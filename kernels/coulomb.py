@@ -39,19 +39,19 @@ def count_step(cell: Circuit, noise: Array, rows: Matrix, carried: Matrix, outpu
         if not old and not seen:
             outputs[row, :] = np.nan
             continue
-        held = float(state[AMPERE])
-        ampere = float(rate) * cell.nominal_ah if abs(rate) <= MOST_C_RATE else held
+        held = np.float64(state[AMPERE])
+        ampere = np.float64(rate) * cell.nominal_ah if abs(rate) <= MOST_C_RATE else held
         if seen and (not old or dt == 0.0):
             x[3] = ampere
             x[4] = celsius if CELSIUSES[0] <= celsius <= CELSIUSES[1] else USUAL_CELSIUS
-            begin(cell, noise, x, p, w, float(volt))
+            begin(cell, noise, x, p, w, np.float64(volt))
             s, start, drift = x[0], np.sqrt(max(p[0, 0], 0.0)), 0.0
         else:
-            per_ampere = 100.0 * (min(float(dt), LONGEST_SECONDS) if dt > 0.0 else 0.0) / 3600.0 / cell.capacity_ah
-            s = float(state[SOC]) + float(state[SOC_REST]) + per_ampere * held
-            s, start = min(max(s, 0.0), 100.0), float(state[START])
-            drift = min(float(state[DRIFT]) + per_ampere * noise[10], 100.0)
+            per_ampere = 100.0 * (min(np.float64(dt), LONGEST_SECONDS) if dt > 0.0 else 0.0) / 3600.0 / cell.capacity_ah
+            s = np.float64(state[SOC]) + np.float64(state[SOC_REST]) + per_ampere * held
+            s, start = min(max(s, 0.0), 100.0), np.float64(state[START])
+            drift = min(np.float64(state[DRIFT]) + per_ampere * noise[10], 100.0)
         half = noise[11] * np.sqrt(start * start + drift * drift)
         outputs[row, 0], outputs[row, 1], outputs[row, 2] = s, max(s - half, 0.0), min(s + half, 100.0)
         state[STARTED], state[SOC], state[AMPERE], state[START], state[DRIFT] = 1.0, s, ampere, start, drift
-        state[SOC_REST] = s - float(state[SOC])
+        state[SOC_REST] = s - np.float64(state[SOC])

@@ -136,7 +136,8 @@ def _closed(hysteresis: float, ah: float, capacity: float) -> float:
 
 @inline
 def _read(state: Matrix, x: Array, p: Array) -> None:
-    x[0] = float(state[SOC]) + float(state[SOC_REST])
+    # np.float64, since in a kernel float() of a float32 stays one: the sum would lose what the rest is for.
+    x[0] = np.float64(state[SOC]) + np.float64(state[SOC_REST])
     x[1], x[2] = state[Z1], state[Z2]
     for i in range(3):
         for j in range(i + 1):
@@ -146,7 +147,7 @@ def _read(state: Matrix, x: Array, p: Array) -> None:
 @inline
 def _write(state: Matrix, x: Array, p: Array, hysteresis: float) -> None:
     state[STARTED], state[SOC] = 1.0, x[0]
-    state[SOC_REST] = x[0] - float(state[SOC])
+    state[SOC_REST] = x[0] - np.float64(state[SOC])
     state[Z1], state[Z2], state[HYSTERESIS], state[AMPERE], state[CELSIUS] = x[1], x[2], hysteresis, x[3], x[4]
     for i in range(3):
         for j in range(i + 1):
@@ -177,24 +178,25 @@ def filter_step(cell: Circuit, noise: Array, rows: Matrix, carried: Matrix, outp
         if not old and not seen:
             outputs[row, :] = np.nan
             continue
-        held, hysteresis = float(state[AMPERE]), float(state[HYSTERESIS])
+        held = np.float64(state[AMPERE])
+        hysteresis: float = np.float64(state[HYSTERESIS])
         flows = abs(rate) <= MOST_C_RATE
-        x[3] = float(rate) * cell.nominal_ah if flows else held
-        x[4] = float(state[CELSIUS]) if old else USUAL_CELSIUS
+        x[3] = np.float64(rate) * cell.nominal_ah if flows else held
+        x[4] = np.float64(state[CELSIUS]) if old else USUAL_CELSIUS
         if CELSIUSES[0] <= celsius <= CELSIUSES[1]:
             x[4] = celsius
         if seen and (not old or dt == 0.0):
             hysteresis = 0.0
-            begin(cell, noise, x, p, w, float(volt))
+            begin(cell, noise, x, p, w, np.float64(volt))
         else:
             _read(state, x, p)
-            time = min(float(dt), LONGEST_SECONDS) if dt > 0.0 else 0.0
+            time = min(np.float64(dt), LONGEST_SECONDS) if dt > 0.0 else 0.0
             change = x[3] - held if flows else _UNKNOWN_C_RATE * cell.nominal_ah
             error = np.sqrt(noise[1] ** 2 + (noise[2] * change) ** 2)
             _predict(cell, noise, x, p, time, held, error)
             hysteresis = _closed(hysteresis, held * time / 3600.0, cell.capacity_ah)
             if seen:
-                correct(cell, noise, x, p, w, float(volt), hysteresis, change)
+                correct(cell, noise, x, p, w, np.float64(volt), hysteresis, change)
         half = noise[9] * np.sqrt(max(p[0, 0], 0.0))
         outputs[row, 0], outputs[row, 1], outputs[row, 2] = x[0], max(x[0] - half, 0.0), min(x[0] + half, 100.0)
         factorise(p)
