@@ -10,8 +10,6 @@ A part of a page looks so; its name is a key of ``PARTS``:
     <!-- end -->
 """
 
-import ast
-import inspect
 import json
 import re
 import sys
@@ -31,6 +29,7 @@ from voltmill.connectors.redrive import RedriveSettings
 from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.cli import app
 from voltmill.flows.config import ArchiveSettings, ModelEntry, RunSettings
+from voltmill.flows.field_docs import field_docs, plain
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
 from voltmill.kernels import feature_table, features, fusion, quality
@@ -88,20 +87,6 @@ def settings(struct: type[msgspec.Struct]) -> str:
     return table(("key", "default", "meaning"), rows)
 
 
-def field_docs(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """The string literal below each field of a struct, on one line; empty where there is none."""
-    source = ast.parse(inspect.getsource(struct)).body[0]
-    assert isinstance(source, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for field, below in zip(source.body, [*source.body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            text = ""
-            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                text = _plain(str(below.value.value))
-            docs[field.target.id] = text
-    return docs
-
-
 def _borrowed(struct: type[msgspec.Struct], name: str) -> str:
     """What is said elsewhere of a field without words of its own."""
     if struct is Limits:  # one name everywhere: the limits of a column bear the column's name
@@ -131,11 +116,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"`[{', '.join(_toml(v).strip('`') for v in value)}]`"
     return "`{}`" if isinstance(value, dict) else f"`{value}`"
-
-
-def _plain(text: str) -> str:
-    """A docstring as Markdown on one line."""
-    return " ".join(text.replace("``", "`").split())
 
 
 def _schema(name: str) -> str:
@@ -225,7 +205,7 @@ def _command_line() -> str:
             else:
                 option = min(p.opts, key=lambda o: (not o.startswith("--"), len(o))) + takes
                 words.append(option if p.required else f"[{option}]")
-        rows.append((f"`{' '.join(words)}`", _plain(command.help or "")))
+        rows.append((f"`{' '.join(words)}`", plain(command.help or "")))
     return "\n".join(f"- {call}\n  {text}" for call, text in rows)
 
 

@@ -26,9 +26,11 @@ from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.simulate_settings import SimulateSettings
 from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.operators.features import FeatureSettings
+from voltmill.operators.health import HealthSettings
 from voltmill.operators.mapping import MappingSpec, build_mapper
 from voltmill.operators.quality import QualitySettings
 from voltmill.operators.sample import DecodeSettings
+from voltmill.operators.sessions import SessionSettings
 
 
 class ConfigError(ValueError):
@@ -108,6 +110,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     mapping: dict[str, MappingSpec] = {}
     quality: QualitySettings = QualitySettings()
     features: FeatureSettings = FeatureSettings()
+    sessions: SessionSettings = SessionSettings()
+    health: HealthSettings = HealthSettings()
     model: tuple[ModelEntry, ...] = (ModelEntry(name="lg_hg2_soc"),)
     models: ModelsSettings = ModelsSettings()
     fleet: tuple[FleetEntry, ...] = ()

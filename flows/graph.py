@@ -1,7 +1,10 @@
 """The graph: one shape for live, replay and demo, which differ only in sources and sinks.
 
-source --+-> decode -> shard -> quality -+-> features -> estimate -> predictions
-redrive -+     |                         +-> telemetry archive
+source --+-> decode -> shard -> quality -+-> features -> estimate ----------> predictions
+redrive -+     |                         +-> sessions -+-> estimate --+-----> predictions
+               |                         |             |              +-> health -> estimate -> predictions
+               |                         |             +-> session archive
+               |                         +-> telemetry archive
                +-> dead letters
 """
 
@@ -18,16 +21,18 @@ from bytewax.inputs import Source
 from bytewax.operators import KeyedStream
 from bytewax.outputs import Sink
 
-from voltmill.flows.choice import Models
+from voltmill.flows.choice import Models, Table
 from voltmill.flows.config import Config, ConfigError
 from voltmill.flows.metrics import Metrics
 from voltmill.kernels.schema import TIME
 from voltmill.operators.decode import decode
 from voltmill.operators.estimate import estimate
 from voltmill.operators.features import features
+from voltmill.operators.health import health
 from voltmill.operators.mapping import build_mapper
 from voltmill.operators.quality import quality
 from voltmill.operators.sample import Mapper
+from voltmill.operators.sessions import sessions
 from voltmill.operators.shard import shard, shard_names
 
 Keyed = KeyedStream[pa.RecordBatch]
@@ -50,6 +55,8 @@ class Sinks:
     """``PREDICTION``, keyed by shard."""
     dead_letters: Sequence[Sink[Any]] = ()
     """``DEAD_LETTER``, keyed by shard."""
+    sessions: Sequence[Sink[Any]] = ()
+    """Finished sessions (``voltmill.kernels.session_table``), keyed by shard."""
     databases: Sequence[Upserts] = ()
     """What predictions are upserted into; the rows it refuses join the dead letters."""
 
@@ -108,22 +115,34 @@ def build(
         f"features-{tag}", judged, settings=config.features, fleet=fleet, observe=metrics.observe("features")
     )
     predictions: list[Keyed] = []
-    found = estimate(
-        f"estimate-features-{tag}",
-        rows,
-        models=models.of("features"),
-        fleet=fleet,
-        observe=metrics.observe("estimate"),
-        on_unknown=metrics.unknown.inc,
-        on_answer=metrics.on_answer,
+    finished = sessions(
+        f"sessions-{tag}", judged, settings=config.sessions, fleet=fleet, observe=metrics.observe("sessions")
     )
-    predictions.append(_since("since-features", found.predictions, since))
-    letters.append(found.failures)
+
+    def ask(table: Table, up: Keyed) -> Keyed:
+        """Predictions of the models of a table; gives the rows with their values."""
+        found = estimate(
+            f"estimate-{table}-{tag}",
+            up,
+            models=models.of(table),
+            fleet=fleet,
+            observe=metrics.observe(f"estimate_{table}"),
+            on_unknown=metrics.unknown.inc if table == "features" else lambda _: None,
+            on_answer=metrics.on_answer,
+        )
+        predictions.append(_since(f"since-{table}", found.predictions, since))
+        letters.append(found.failures)
+        return found.values
+
+    ask("features", rows)
+    valued = ask("sessions", finished)
+    ask("health", health(f"health-{tag}", valued, settings=config.health, fleet=fleet))
     predictions = _tap("estimated", predictions, metrics.on_predictions)
     for k, database in enumerate(sinks.databases if predictions else ()):
         refused = database.upsert(f"sql-{k}", op.merge(f"sql-{k}-all", *predictions))
         letters.append(_keyed_letters(f"dead-sql-{k}", refused, config.run.shards))
     _end("telemetry", [judged], sinks.telemetry)
+    _end("sessions", [_since("since-finished", finished, since)], sinks.sessions)
     _end("predictions", predictions, sinks.predictions)
     _end("dead_letters", _tap("refused", letters, metrics.on_dead_letters), sinks.dead_letters)
     return flow

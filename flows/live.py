@@ -26,13 +26,14 @@ from voltmill.flows.recovery import has_store, open_store
 from voltmill.flows.running import drain_on_signals, log_to_stderr, prepare
 from voltmill.flows.steps import check_steps
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
+from voltmill.operators.sessions import schema as session_schema
 from voltmill.operators.shard import shard_names
 
 
 def lake_sinks(
     config: Config, store: str, metrics: Metrics, *, patience: Patience | None = None, existing: bool = False
 ) -> graph.Sinks:
-    """The three tables of the lake; ``patience`` and ``existing`` as ``LakeSink`` takes them."""
+    """The tables of the lake; ``patience`` and ``existing`` as ``LakeSink`` takes them."""
     shards = shard_names(config.run.shards)
 
     def table(name: str, schema: Any) -> LakeSink:
@@ -49,6 +50,7 @@ def lake_sinks(
 
     return graph.Sinks(
         telemetry=[table("telemetry", TELEMETRY)],
+        sessions=[table("sessions", session_schema())],
         predictions=[table("predictions", PREDICTION)],
         dead_letters=[table("dead_letters", DEAD_LETTER)],
     )

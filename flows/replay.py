@@ -27,6 +27,7 @@ from voltmill.flows.replay_plan import Plan, Work, plan_of, refuse_lake
 from voltmill.flows.running import run
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
 from voltmill.operators.patterns import DevicePatterns
+from voltmill.operators.sessions import schema as session_schema
 from voltmill.operators.shard import shard_names
 
 #: Name of the files: the outputs have one recovery store, and it does not outlive the replay.
@@ -157,6 +158,7 @@ def _sinks(out: LakeSettings, shards: int, telemetry: bool) -> graph.Sinks:
 
     return graph.Sinks(
         telemetry=table("telemetry", TELEMETRY) if telemetry else [],
+        sessions=table("sessions", session_schema()),
         predictions=table("predictions", PREDICTION),
         dead_letters=table("dead_letters", DEAD_LETTER),
     )

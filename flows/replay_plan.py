@@ -30,7 +30,7 @@ REPORT: Final = "_replay.json"
 TABLES: Final = ("predictions", "dead_letters", "telemetry")
 
 #: Tables of the configuration that what a replay gives depends on; ``run.shards`` and the models are looked at apart.
-_TABLES: Final = ("quality", "features", "fleet")
+_TABLES: Final = ("quality", "features", "sessions", "health", "fleet")
 _PLAN: Final = "plan.json"
 
 

@@ -5,6 +5,7 @@ only. The arguments are those of a real run, since numba compiles for the types 
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,11 @@ from voltmill.kernels.schema import RAW, TIME, label
 from voltmill.operators.decode import Decoder
 from voltmill.operators.estimate import EstimateState
 from voltmill.operators.features import FeatureSettings, FeatureState
+from voltmill.operators.health import HealthSettings, HealthState
+from voltmill.operators.predictions import Interval, values_batch
 from voltmill.operators.quality import QualitySettings, QualityState
+from voltmill.operators.sessions import SessionSettings, SessionState
+from voltmill.operators.sessions import schema as session_schema
 from voltmill.operators.shard import split
 
 _DONE = CACHE_DIR / "compiled"
@@ -44,8 +49,19 @@ def warm_up() -> None:
         rows = FeatureState(FeatureSettings(), fleet).apply(quality.apply(part))
         QualityState(QualitySettings(), fleet, quality.snapshot()).apply(part)
         EstimateState(Models(config).of("features"), fleet).apply(rows)
+        SessionState(SessionSettings(), fleet).apply(quality.apply(part))
+    _value_one(fleet)
     _receive_one()
     _DONE.touch()
+
+
+def _value_one(fleet: Fleet) -> None:
+    """Follow one SOH value: a flow can run for hours before the first, and should not stand still then."""
+    row: dict[str, Any] = {f.name: 1.0 for f in session_schema() if f.type == pa.float32()}
+    row |= {"device_id": "m", "event_time": datetime.now(UTC), "start_time": datetime.now(UTC)}
+    row |= {"session": "discharge", "quality_bits": 0, "source": "", "source_partition": "", "source_offset": 0}
+    session = pa.RecordBatch.from_pylist([row], session_schema())
+    HealthState(HealthSettings(), fleet).apply(values_batch(session, Interval(*np.full((3, 1), 90, np.float32))))
 
 
 def _receive_one() -> None:

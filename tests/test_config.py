@@ -50,6 +50,10 @@ topic = "cars/#"
 columns = { device_id = "id", event_time = "t", cell_voltage_volt = { path = "c", unit = "mV" } }
 [quality]
 late_seconds = 5
+[sessions]
+shortest_seconds = 60
+[health]
+restart_cycles = 400
 [features]
 windows_seconds = [60]
 [archive]

@@ -149,7 +149,7 @@ def plain(column: pa.ChunkedArray) -> Any:
 
 
 def left_over(out: str) -> set[str]:
-    return {path.name for path in Path(out).iterdir()} - {"predictions", "telemetry", "dead_letters", REPORT}
+    return {path.name for path in Path(out).iterdir()} - {"predictions", "sessions", "telemetry", "dead_letters", REPORT}
 
 
 # --- stopped and resumed -------------------------------------------------------------------------

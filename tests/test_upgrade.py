@@ -195,7 +195,7 @@ class TestSteps:
             steps.check_steps(config.run, flow_of(config))
         said = {r.message: r.__dict__.get("steps") for r in caplog.records}
         assert said["state of former steps removed"] == [old]
-        assert said["models begin anew"] == ["voltmill.estimate-features-2.run"]
+        assert said["models begin anew"] == [f"voltmill.estimate-{t}-2.run" for t in ("features", "health", "sessions")]
         assert old not in partitions.look(tmp_path / "state")["steps"]
         close_store(tmp_path / "state")
 
