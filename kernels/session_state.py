@@ -105,6 +105,7 @@ STATE: Final = np.dtype(
         ("parts", PART, (2,)),
         ("cc", SEGMENT),  # of the running session, if it is a charge
         ("cv", SEGMENT),
+        ("end_current", "<f8"),  # at the last sample of the running session
         ("step_time", "<i8"),  # the sample before current began to flow
         ("step_current", "<f8"),
         ("step_mean", "<f8"),

@@ -115,11 +115,13 @@ def _mark(device: Any, now: Any, fact: Any, settings: Any) -> None:
             first.rested = (first.time - device.flow_time) * 1e-6
         device.step_time = now.time - now.elapsed_us
         device.step_current, device.step_mean = device.current, device.mean
-    if now.raw != REST and first.resistance != first.resistance:
-        # A converter takes some samples to ramp up: the step is measured from the last one before it.
+    if now.raw != REST:
+        # Converters ramp up, and many devices report voltage after current: the latest sample within the time counts.
         seconds = (now.time - device.step_time) * 1e-6
         step, change = now.current - device.step_current, now.mean - device.step_mean
-        first.resistance = step_resistance(step, change, seconds, fact.capacity_ah, settings)
+        found = step_resistance(step, change, seconds, fact.capacity_ah, settings)
+        if found == found:
+            first.resistance = found
     _set(device.last[now.raw], now, now.net)
 
 
@@ -162,17 +164,17 @@ def _decide(device: Any, now: Any, capacity: float, fact: Any, settings: Any, en
     current = net * 3600.0 / part.seconds if part.seconds > 0.0 else now.current
     kind = _kind_of(current / capacity, device.kind, settings)
     long = now.time - part.start >= settings.shortest_us and part.samples >= settings.fewest
-    if not long and not kind == device.kind == now.raw:
-        return 0
-    if kind != device.kind and device.seen >> kind & 1:
+    if not now.raw == kind and not (long and kind == device.kind):
+        return 0  # it goes another way just now: what comes of that is seen soon
+    if kind == device.kind:
+        device.pending = 0
+        join(device.parts[device.active], part)
+        if device.seen >> kind & 1:
+            _copy(device.end, device.last[kind])
+    elif long:
         wrote = _finish(device, now, fact, settings, ended, out)
         _switch(device, kind, fact, settings)
         return wrote
-    device.pending = 0
-    if device.kind != NONE:
-        join(device.parts[device.active], part)
-        if device.seen >> device.kind & 1:
-            _copy(device.end, device.last[device.kind])
     return 0
 
 
@@ -183,14 +185,17 @@ def _enter(device: Any, now: Any, capacity: float, fact: Any, settings: Any, end
     if not running and not device.pending:
         device.pending, device.seen = 1, 0
         clear(device.parts[1 - device.active], now.time)
-        if device.kind != REST and device.kind != NONE:
-            step, change = now.current - device.current, now.mean - device.mean
-            seconds = now.elapsed_us * 1e-6
-            device.end.resistance = step_resistance(step, change, seconds, fact.capacity_ah, settings)
+        device.end_current = device.current
     part = device.parts[device.active if running else 1 - device.active]
     add_interval(part, device, now, fact)
     add_sample(part, now, fact, settings)
     if not running:
+        if device.kind == CHARGE or device.kind == DISCHARGE:
+            step, change = now.current - device.end_current, now.mean - device.end.volt
+            seconds = (now.time - device.end.time) * 1e-6
+            found = step_resistance(step, change, seconds, fact.capacity_ah, settings)
+            if found == found:
+                device.end.resistance = found
         _mark(device, now, fact, settings)
         return _decide(device, now, capacity, fact, settings, ended, out)
     _set(device.end, now, now.net)

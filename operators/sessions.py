@@ -34,8 +34,8 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Current below which it ends, 1/h: chargers hold full voltage until the current is C/20 to C/50."""
     unknown_capacity_ah: float = 30.0
     """Capacity by which the two are turned into amperes where the fleet entry names none, Ah."""
-    shortest_seconds: float = 120.0
-    """The shortest session, s; a shorter one joins the one that it interrupts."""
+    shortest_seconds: float = 300.0
+    """The shortest session, s; a shorter one joins the one that it interrupts: a red light is no rest."""
     fewest_samples: int = 5
     """The fewest samples of a session; with fewer it joins the one that it interrupts."""
     break_seconds: float = 1800.0
@@ -43,7 +43,7 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     step_c_rate: float = 0.2
     """A current step that gives a resistance, 1/h (1 A where no capacity is known)."""
     step_seconds: float = 15.0
-    """... if it happened within this time, s."""
+    """... over this time at most, s: the latest sample within it counts, for many report current before voltage."""
     full_tolerance_volt: float = 0.02
     """How far below full voltage the highest cell counts as full, V."""
     full_c_rate: float = 0.1
@@ -107,6 +107,7 @@ class SessionState:
 
     def __init__(self, settings: SessionSettings, fleet: Fleet, snapshot: tuple[Any, ...] | None = None) -> None:
         self._schema = schema()
+        self._none = pa.RecordBatch.from_pylist([], schema=self._schema)
         self._settings = settings.record()
         self._sample = np.zeros(1, session_state.SAMPLE)
         self._ended = np.empty(_CHUNK, session_state.ENDED)
@@ -123,7 +124,7 @@ class SessionState:
         """One row per session that a row without a bit of ``REFUSED`` finished, in the order of those rows."""
         bits = columns.fixed(telemetry.column("quality_bits").to_numpy())
         rows = np.flatnonzero((bits & np.uint32(REFUSED)) == 0)
-        ended, out = [self._ended[:0]], [self._out[:0]]
+        ended, out = [], []
         if len(rows):
             arrays = (
                 columns.times(telemetry.column("event_time")),
@@ -146,8 +147,13 @@ class SessionState:
                     self._ended,
                     self._out,
                 )
-                ended.append(self._ended[:n].copy())
-                out.append(self._out[:n].copy())
+                if n:
+                    ended.append(self._ended[:n].copy())
+                    out.append(self._out[:n].copy())
+        if not ended:
+            return (
+                self._none
+            )  # most batches finish none, and to make so many empty columns would cost more than to follow the rows
         return self._rows(telemetry, np.concatenate(ended), np.concatenate(out))
 
     def _rows(self, telemetry: pa.RecordBatch, ended: Any, out: Any) -> pa.RecordBatch:

@@ -198,7 +198,13 @@ def hostile() -> list[dict[str, Any]]:
         cells = (3.7 + 0.02 * rng.standard_normal(4)).tolist()
         sound = {"device_id": devices[rng.integers(len(devices))], "cell_voltage_volt": cells, "source_offset": k}
         rows.append(sample(float(k), current_ampere=float(rng.normal())) | sound | change)
-    return rows
+    return rows + sound_hour()
+
+
+def sound_hour() -> list[dict[str, Any]]:
+    """Twenty minutes each of rest, charge and rest: what only comes of some time must come of something."""
+    hour = [(400.0 + 60 * k, 2.0 if 20 <= k < 40 else 0.0) for k in range(60)]
+    return [sample(t, device_id=d, current_ampere=amps) for t, amps in hour for d in ("known/a", "elsewhere")]
 
 
 def raw_rows() -> pa.RecordBatch:
