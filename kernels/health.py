@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from voltmill.kernels.compile import inline, kernel
 from voltmill.kernels.health_table import END_OF_LIFE, FILTER, LAPS, LONGEST, MEMORIES, START, index
 
-LEVELS: Final = 64
-STEP: Final = 0.5  # % between two levels; the ladder reaches 32 % below its top
+LEVELS: Final = 80
+STEP: Final = 0.5  # % between two levels; the ladder reaches 39 % below its top
 _MEMORIES: Final = np.array(MEMORIES, np.float64)
 _LAPS: Final = np.array(LAPS, np.float64)
 
@@ -105,29 +105,32 @@ def _climb_down(device: Any, since: float, elapsed: float, soh: float) -> None:
 
 
 @inline
+def _fell_to(device: Any, height: float) -> float:
+    """Cycles from the first value until the SOH first fell to a height between the peak and the lowest."""
+    below = int((device.top - height) / STEP)
+    if below + 1 >= device.levels:  # the last level was not passed yet, or is the last of the ladder
+        return np.nan
+    upper = device.peak if below == 0 else device.top - STEP * below
+    lower = device.top - STEP * (below + 1)
+    share = (upper - height) / (upper - lower) if upper > lower else 1.0
+    return float(device.ladder[below] + share * (device.ladder[below + 1] - device.ladder[below]))
+
+
+@inline
 def _lap(device: Any, age: float, lap: float) -> float:
     """Cycles that the last ``lap`` percent of loss took; ``age`` in cycles since the first value."""
-    place = (device.top - device.lowest - lap) / STEP  # on the ladder, where the lap began
-    if place < 0.0:
-        lost = device.peak - device.lowest
-        return float(min((age - device.ladder[0]) * lap / lost, LONGEST)) if lost > 0.0 else LONGEST
-    below = int(place)
-    if below + 1 >= device.levels:  # the ladder ended
-        return np.nan
-    began = device.ladder[below] + (place - below) * (device.ladder[below + 1] - device.ladder[below])
-    return float(max(age - began, 0.0))
+    lost = device.peak - device.lowest
+    if lost >= lap:
+        return float(max(age - _fell_to(device, device.lowest + lap), 0.0))
+    return float(min((age - device.ladder[0]) * lap / lost, LONGEST)) if lost > 0.0 else LONGEST
 
 
 @inline
 def _first_half(device: Any, age: float) -> float:
-    """Share of the cycles since the peak in which the first half of the loss came; 0.5 before there was any."""
+    """Share of the cycles since the peak in which the first half of the loss came; 0.5 as long as there is little."""
     since = age - device.ladder[0]
-    place = (device.top - 0.5 * (device.peak + device.lowest)) / STEP
-    below = int(place)
-    if below + 1 >= device.levels or since <= 0.0:
-        return 0.5
-    half = device.ladder[below] + (place - below) * (device.ladder[below + 1] - device.ladder[below])
-    return float(min(max((half - device.ladder[0]) / since, 0.0), 1.0))
+    half = _fell_to(device, 0.5 * (device.peak + device.lowest)) - device.ladder[0]
+    return float(min(max(half / since, 0.0), 1.0)) if half == half and since > 0.0 else 0.5
 
 
 @inline

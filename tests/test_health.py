@@ -92,23 +92,20 @@ def reference(cycles: np.ndarray, values: np.ndarray) -> dict[str, float]:
 def ladder(cycles: np.ndarray, filtered: np.ndarray) -> dict[str, float]:
     """Laps and share of the first half: the falling curve at every half percent below the peak's grid line."""
     lowest = np.minimum.accumulate(filtered)
-    top = math.floor(filtered[0] * 2) / 2 + 0.5
-    reached, level = [(top, 0.0)], top - 0.5
-    while level >= lowest[-1]:
-        k = int(np.argmax(lowest <= level))
-        share = (lowest[k - 1] - level) / (lowest[k - 1] - lowest[k]) if k else 0.0
-        reached.append((level, cycles[k - 1] + share * (cycles[k] - cycles[k - 1]) if k else 0.0))
+    reached, level = [(filtered[0], 0.0)], math.floor(filtered[0] * 2) / 2
+    while level >= lowest[-1] and len(lowest) > 1:
+        k = max(int(np.argmax(lowest <= level)), 1)
+        share = (lowest[k - 1] - level) / (lowest[k - 1] - lowest[k]) if lowest[k - 1] > lowest[k] else 0.0
+        reached.append((level, cycles[k - 1] + share * (cycles[k] - cycles[k - 1])))
         level -= 0.5
     heights, times = (np.array(x) for x in zip(*reached[::-1], strict=True))
     lost, age, out = filtered[0] - lowest[-1], cycles[-1], {}
     for lap in LAPS:
-        began = lowest[-1] + lap
         scaled = min(age * lap / lost, LONGEST) if lost > 0 else LONGEST
-        out[f"lap_{lap:g}_percent_cycles".replace(".", "p")] = (
-            scaled if began > top else max(age - float(np.interp(began, heights, times)), 0.0)
-        )
+        began = float(np.interp(lowest[-1] + lap, heights, times))
+        out[f"lap_{lap:g}_percent_cycles".replace(".", "p")] = scaled if lost < lap else max(age - began, 0.0)
     half = (filtered[0] + lowest[-1]) / 2
-    known = half >= heights[0] and len(heights) > 1 and age > 0
+    known = half >= heights[0] and age > 0
     out["soh_first_half_share"] = min(max(float(np.interp(half, heights, times)) / age, 0), 1) if known else 0.5
     return out
 
