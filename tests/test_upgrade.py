@@ -24,12 +24,22 @@ from voltmill.flows.config import Config, ConfigError
 from voltmill.flows.live import lake_sinks
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.recovery import close_store, open_store, read
-from voltmill.kernels import feature_table, features, fusion, health, health_table, quality
+from voltmill.kernels import (
+    feature_table,
+    features,
+    fusion,
+    health,
+    health_table,
+    quality,
+    session_state,
+    session_table,
+)
 from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
 from voltmill.operators.features import FeatureSettings, FeatureState
 from voltmill.operators.health import HealthSettings, HealthState
 from voltmill.operators.quality import QualitySettings, QualityState
+from voltmill.operators.sessions import SessionSettings, SessionState
 from voltmill.operators.table import DeviceTable, StateError
 
 HERE = Path(__file__).parent
@@ -54,6 +64,10 @@ def layouts() -> dict[str, tuple[str, Any]]:
         "estimate": (
             "v1",
             [fusion.FUSION_STATE.descr, "devices, (name, sha256, kind, size, features, filters, memory)"],
+        ),
+        "sessions": (
+            SessionState(SessionSettings(), fleet).snapshot()[0],
+            [session_state.STATE.descr, session_table.TRACKED_CHARGE, session_table.RELAXATIONS],
         ),
         "health": (
             HealthState(HealthSettings(), fleet).snapshot()[0],
