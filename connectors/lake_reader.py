@@ -117,6 +117,7 @@ class Walk:
         file: path of the file to begin in, below the table; empty: the first one.
         row: number of the row to begin with in that file.
         ends: the last file of each stream that is read; None: the last ones that there are now.
+        wanted: whether a file may hold wanted rows, by its path; the others are not opened.
 
     Attributes:
         file: path of the file, below the table, that holds the row that comes next.
@@ -136,8 +137,9 @@ class Walk:
         file: str = "",
         row: int = 0,
         ends: Mapping[Stream, int] | None = None,
+        wanted: Callable[[str], bool] = lambda path: True,
     ) -> None:
-        self._store, self._table, self._read = store, table, read
+        self._store, self._table, self._read, self._wanted = store, table, read, wanted
         self._listing = listed(store, table, ends)
         if not self._listing.paths:
             raise NoFiles(f"lake {store.url}: no Parquet file in {table}")
@@ -182,6 +184,8 @@ class Walk:
     def _begin(self) -> None:
         """Go on to the file after the current one."""
         index = self._listing.before(self.file) + (self.file in self._listing)
+        while index < len(self._listing.paths) and not self._wanted(self._listing.paths[index]):
+            index += 1
         if index == len(self._listing.paths):
             raise StopIteration
         self.file, self.row = self._listing.paths[index], 0
