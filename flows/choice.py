@@ -12,9 +12,11 @@ from typing import Literal
 
 from voltmill.flows.config import Config, ConfigError, ModelEntry
 from voltmill.flows.endpoint import open_endpoint
+from voltmill.flows.metrics import Metrics
+from voltmill.kernels.feature_table import Feature
 from voltmill.kernels.feature_table import features as feature_table
 from voltmill.kernels.health_table import health_columns
-from voltmill.kernels.session_table import session_columns
+from voltmill.kernels.session_table import Column, session_columns
 from voltmill.operators.model import (
     Choice,
     Chosen,
@@ -37,13 +39,18 @@ TABLES: tuple[Table, ...] = ("features", "sessions", "health")
 _Stamp = tuple[int, int, int]
 
 
-def table_columns(config: Config) -> dict[str, Collection[str]]:
-    """The columns of each table that models can be asked about."""
+def tables(config: Config) -> dict[Table, list[Feature | Column]]:
+    """The columns of each table that models can be asked about, with unit and meaning."""
     return {
-        "features": {f.name for f in feature_table(config.features.windows_seconds)},
-        "sessions": {c.name for c in session_columns()},
-        "health": {c.name for c in (*session_columns(), *health_columns())},
+        "features": [*feature_table(config.features.windows_seconds)],
+        "sessions": [*session_columns()],
+        "health": [*session_columns(), *health_columns()],
     }
+
+
+def table_columns(config: Config) -> dict[str, Collection[str]]:
+    """The names of the columns of each table."""
+    return {table: {c.name for c in columns} for table, columns in tables(config).items()}
 
 
 class Models:
@@ -52,6 +59,7 @@ class Models:
     Args:
         config: Names them, and the folder.
         mode: Of those that count: live or replay.
+        metrics: What counts the requests to models behind HTTP.
         clock: Seconds; for tests.
 
     Raises:
@@ -59,8 +67,14 @@ class Models:
     """
 
     def __init__(
-        self, config: Config, mode: Literal["live", "replay"] = "live", *, clock: Callable[[], float] = time.monotonic
+        self,
+        config: Config,
+        mode: Literal["live", "replay"] = "live",
+        *,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._mode: Mode = mode
         self._columns = table_columns(config)
         self._folder = Path(config.models.folder) if config.models.folder else None
@@ -102,7 +116,7 @@ class Models:
     def _load(self, entry: ModelEntry) -> Model:
         if entry.endpoint is None:
             return load(entry.name, columns=self._columns)
-        model = check_model(entry.name, open_endpoint(entry.endpoint))
+        model = check_model(entry.name, open_endpoint(entry.endpoint, **self._metrics.endpoint(entry.name)))
         check_columns(entry.name, model.contract, self._columns)
         return model
 

@@ -87,7 +87,8 @@ def build(
     Raises:
         ConfigError: A mapping or a model of the configuration cannot be used.
     """
-    metrics, models = metrics or Metrics(), models or Models(config)
+    metrics = metrics or Metrics()
+    models = models or Models(config, metrics=metrics)
     fleet = config.devices
     flow = Dataflow("voltmill")
     stream = op.input("source", flow, source)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from threading import Lock
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +59,14 @@ class Latency(Collector):
         )
 
 
+class Endpoint(TypedDict):
+    """What is counted of a model behind HTTP: see `voltmill.connectors.endpoint.EndpointModel`."""
+
+    observe: Callable[[str, float], None]
+    on_retry: Callable[[str], None]
+    on_open: Callable[[bool], None]
+
+
 class Metrics:
     """The metrics of one process, in a registry of their own."""
 
@@ -79,6 +88,19 @@ class Metrics:
         )
         self.failing = Gauge(
             "voltmill_model_failing", "1 while the last rows a model was asked about failed", ["model"], registry=r
+        )
+        self.requests = Histogram(
+            "voltmill_endpoint_seconds",
+            "seconds a request to a model behind HTTP",
+            ["model", "outcome"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.retries = Counter(
+            "voltmill_endpoint_retries", "requests sent again to a model behind HTTP", ["model", "outcome"], registry=r
+        )
+        self.resting = Gauge(
+            "voltmill_endpoint_open", "1 while a model behind HTTP is left alone after failures", ["model"], registry=r
         )
         self.rows = Histogram("voltmill_batch_rows", "rows a batch", ["stream"], buckets=_ROWS, registry=r)
         self.stage = Histogram("voltmill_stage_seconds", "seconds a batch", ["stage"], buckets=_SECONDS, registry=r)
@@ -111,6 +133,14 @@ class Metrics:
         """What is called with True when a wait for a system begins, with False when it is over."""
         gauge = self.waits.labels(system)
         return lambda waiting: gauge.set(float(waiting))
+
+    def endpoint(self, model: str) -> Endpoint:
+        """What a model behind HTTP calls, from any thread."""
+        return Endpoint(
+            observe=lambda outcome, seconds: self.requests.labels(model, outcome).observe(seconds),
+            on_retry=lambda outcome: self.retries.labels(model, outcome).inc(),
+            on_open=lambda is_open: self.resting.labels(model).set(float(is_open)),
+        )
 
     def on_raw(self, batch: pa.RecordBatch) -> None:
         """Count what came from a source."""

@@ -5,7 +5,7 @@ its contract needs only a line of configuration; a Python class with the same me
 Whatever is wrong with a model is found here, at load, and said in one line.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
@@ -125,7 +125,7 @@ def load(path: str | Path, *, columns: Columns | None = None) -> Model:
     return OnnxModel(shipped if shipped.is_file() else path, columns=columns)
 
 
-def discover(*, columns: Columns | None = None, built_in: Mapping[str, Model] | None = None) -> Discovery:
+def discover(*, columns: Columns | None = None) -> Discovery:
     """Every model there is: the shipped ones, then those of the entry-point group ``voltmill.models``.
 
     An entry point names a model, the path of an ONNX file, or a function without arguments that
@@ -133,13 +133,10 @@ def discover(*, columns: Columns | None = None, built_in: Mapping[str, Model] | 
 
     Args:
         columns: names of the columns of each table; None: not checked.
-        built_in: models of voltmill that are no files.
     """
     found = Discovery({}, [])
     for path in sorted(SHIPPED.glob("*.onnx")):
         _add(found, path.stem, path, columns)
-    for name, model in (built_in or {}).items():
-        _add(found, name, model, columns)
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         try:
             what = point.load()

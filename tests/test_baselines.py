@@ -291,7 +291,7 @@ def test_the_contract(model):
 
 
 def test_both_are_found_and_differ():
-    found = discover(built_in=baselines())
+    found = discover()
     assert found.problems == [] and set(MODELS) <= set(found.models)
     assert COUNT.sha256 != FILTER.sha256
     assert isinstance(COUNT, CoulombCounting) and isinstance(FILTER, ExtendedKalmanFilter)
@@ -327,6 +327,9 @@ def test_the_errors_on_the_test_cycles_are_those_of_the_contract(training, data_
         assert set(found[name]) == set(model.contract.errors)
         for case, figures in model.contract.errors.items():
             assert found[name][case] == pytest.approx(figures, rel=0.02, abs=0.3)
+    assert training.ERRORS.with_suffix(".md").read_text() == training.card(
+        {n: m.contract.errors for n, m in MODELS.items()}
+    )
     errors = FILTER.contract.errors
     # What the prototype reached on the same cycles, and what a count reaches that begins 10 % wrong.
     assert errors["right_start"]["mae"] < 1.05 and errors["right_start"]["worst"] < 5.8
