@@ -13,7 +13,7 @@ A part of a page looks so; its name is a key of ``PARTS``:
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,13 +32,14 @@ from voltmill.flows.config import ArchiveSettings, ModelEntry, RunSettings
 from voltmill.flows.field_docs import field_docs, plain
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
-from voltmill.kernels import feature_table, features, fusion, quality
+from voltmill.kernels import feature_table, features, fusion, quality, session_state, session_table
 from voltmill.kernels.fleet import FleetEntry, Limits
 from voltmill.kernels.schema import REFUSED, SCHEMAS, TELEMETRY, Quality, describe
 from voltmill.operators.features import FeatureSettings
 from voltmill.operators.mapping_spec import Column, MappingSpec
 from voltmill.operators.quality import QualitySettings
 from voltmill.operators.sample import DecodeSettings
+from voltmill.operators.sessions import SessionSettings
 
 DOCS: Final = Path(__file__).parent
 _PART: Final = re.compile(r"(<!-- generated: ([\w. ]+) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
@@ -55,6 +56,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "mapping.NAME.columns": Column,
     "quality": QualitySettings,
     "features": FeatureSettings,
+    "sessions": SessionSettings,
     "[model]": ModelEntry,
     "model.endpoint": EndpointSettings,
     "[fleet]": FleetEntry,
@@ -137,17 +139,38 @@ def _bits() -> str:
 def _features(which: slice) -> str:
     """Some of the features; sources as numbers, which ``_sources`` explains."""
     found = feature_table.features()
-    sources = _numbered()
+    sources = _numbered(found)
     rows = [(f"`{f.name}`", f.unit, sources.get(f.source, ""), f.formula) for f in found[which]]
     return table(("feature", "unit", "source", "formula"), rows)
 
 
-def _sources() -> str:
-    return "\n".join(f"- {number} {source}" for source, number in _numbered().items())
+def _sessions() -> str:
+    """The columns of a session; a row stands for those that differ in a number or in what they are kept of."""
+    shown: dict[str, tuple[str, ...]] = {}
+    sources = _numbered(session_table.session_columns())
+    for column in session_table.session_columns():
+        name = re.sub(r"_bin_\d\d_", "_bin_00…47_", column.name)
+        name = re.sub(r"^(baseline|recent)_.*", r"\1_…", name)
+        formula = re.sub(r" in bin \d+ ", " in this bin ", column.formula)
+        unit = column.unit
+        if name.endswith("…"):
+            formula, unit = formula.rsplit(" of ", 1)[0] + f" of {', '.join(_kept())}", ""
+        of = "" if column.sessions == session_table.KINDS else ", ".join(column.sessions)
+        shown.setdefault(name, (f"`{name}`", unit, of, sources.get(column.source, ""), formula))
+    return table(("column", "unit", "of", "source", "formula"), list(shown.values()))
 
 
-def _numbered() -> dict[str, str]:
-    named = dict.fromkeys(f.source for f in feature_table.features() if f.source)
+def _kept() -> list[str]:
+    """What baseline and recent average are kept of."""
+    return [f"`{name}`" for name in session_table.TRACKED_CHARGE]
+
+
+def _sources(columns: Sequence[feature_table.Feature | session_table.Column]) -> str:
+    return "\n".join(f"- {number} {source}" for source, number in _numbered(columns).items())
+
+
+def _numbered(columns: Sequence[feature_table.Feature | session_table.Column]) -> dict[str, str]:
+    named = dict.fromkeys(column.source for column in columns if column.source)
     return {source: f"[{k}]" for k, source in enumerate(named, 1)}
 
 
@@ -174,6 +197,11 @@ def _state() -> str:
             "newest time, counters seen, last readings",
         ),
         ("features", str(features.state_dtype(windows).itemsize), f"averages, counters, {panes}"),
+        (
+            "sessions",
+            str(session_state.STATE.itemsize),
+            f"running and pending session with {session_table.BINS} bins each, baseline, recent averages",
+        ),
         ("estimate, a model", str(fusion.FUSION_STATE.itemsize), "the filter: SOC, variance, age"),
     ]
     return table(("operator", "bytes a device", "holds"), rows)
@@ -185,10 +213,9 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def _leaves(name: str, command: Any) -> Iterator[tuple[str, click.Command]]:
-    inner = getattr(command, "commands", None)
-    if inner is None:
+    inner = getattr(command, "commands", {})
+    if not inner or command.invoke_without_command:
         yield name, command
-        return
     for word, each in inner.items():
         yield from _leaves(f"{name} {word}", each)
 
@@ -276,7 +303,9 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "features instant": lambda: _features(slice(0, feature_table.INSTANT)),
     "features averages": lambda: _features(slice(feature_table.INSTANT, _AVERAGES)),
     "features windows": lambda: _features(slice(_AVERAGES, None)),
-    "features sources": _sources,
+    "features sources": lambda: _sources(feature_table.features()),
+    "sessions columns": _sessions,
+    "sessions sources": lambda: _sources(session_table.session_columns()),
     "quality bits": _bits,
     "metrics": _metrics,
     "state": _state,

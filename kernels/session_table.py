@@ -44,10 +44,20 @@ _DUBARRY: Final = "Dubarry, Truchot & Liaw 2012 (incremental capacity)"
 
 _SESSION: Final = (
     Column("session_number", "1", "1 for the device's first session of its kind"),
-    Column("duration_seconds", "s", "from the first to the last sample in which it was charge, discharge or rest"),
-    Column("samples", "1", "accepted samples with a believable current and cell"),
-    Column("missing_fraction", "1", "time in gaps longer than the fleet entry's gap_seconds / duration"),
-    Column("rest_before_seconds", "s", "since current last flowed; NaN if unknown or after a gap", "", _FLOW),
+    Column(
+        "duration_seconds",
+        "s",
+        "from the sample before the first of its kind to the last of its kind",
+    ),
+    Column("samples", "1", "accepted samples with a believable current and cell, those of interruptions too"),
+    Column("missing_fraction", "1", "time in gaps longer than the fleet entry's gap_seconds, bridged / duration"),
+    Column(
+        "rest_before_seconds",
+        "s",
+        "since current was last seen to flow; NaN if not since a break",
+        "",
+        _FLOW,
+    ),
     Column("charge_ah", "Ah", "net charge in the direction of the session; of a rest, net charge in"),
     Column(
         "charge_against_ah", "Ah", "charge against the direction, such as regeneration; counted positive", "", _FLOW
@@ -59,19 +69,37 @@ _SESSION: Final = (
     Column("capacity_ah", "Ah", "nominal capacity of the module, from the fleet entry"),
     Column("equivalent_full_cycles", "1", "(charge in + charge out) / (2 capacity), since the first sample", _CYCLE),
     Column("cell_temperature_mean_celsius", "°C", "mean over probes and time"),
-    Column("cell_temperature_min_celsius", "°C", "coldest mean over the probes"),
-    Column("cell_temperature_max_celsius", "°C", "warmest mean over the probes"),
-    Column("cell_temperature_start_celsius", "°C", "mean over probes at the first sample that has one"),
-    Column("cell_temperature_end_celsius", "°C", "mean over probes at the last sample that has one"),
+    Column("cell_temperature_min_celsius", "°C", "lowest mean over probes"),
+    Column("cell_temperature_max_celsius", "°C", "highest mean over probes"),
+    Column("cell_temperature_start_celsius", "°C", "mean over probes at the first sample, or the newest known by then"),
+    Column("cell_temperature_end_celsius", "°C", "mean over probes at the last sample, or the newest known by then"),
     Column("cell_voltage_start_volt", "V", "cell mean at the first sample"),
     Column("cell_voltage_end_volt", "V", "cell mean at the last sample"),
     Column("cell_voltage_min_volt", "V", "lowest cell mean"),
     Column("cell_voltage_max_volt", "V", "highest cell mean"),
     Column("cell_voltage_spread_end_volt", "V", "highest - lowest cell at the last sample"),
     Column("rest_voltage_before_volt", "V", "cell mean at the end of the rest session directly before", "", _FLOW),
-    Column("resistance_start_ohm", "Ω", "of one cell: ΔU/ΔI of the current step at the start", _STEP, _FLOW),
-    Column("resistance_end_ohm", "Ω", "of one cell: ΔU/ΔI of the current step at the end", _STEP, _FLOW),
-    Column("relaxation_volt", "V", "cell mean at the last sample - at the first sample", "", _REST),
+    Column(
+        "resistance_start_ohm",
+        "Ω",
+        "of a cell: ΔU/ΔI from the sample before to the latest within 15 s",
+        _STEP,
+        _FLOW,
+    ),
+    Column(
+        "resistance_end_ohm",
+        "Ω",
+        "of a cell: ΔU/ΔI from the last sample to the latest within 15 s",
+        _STEP,
+        _FLOW,
+    ),
+    Column(
+        "relaxation_volt",
+        "V",
+        "cell mean at the last sample without a current between - at the first",
+        "",
+        _REST,
+    ),
     *(
         Column(f"relaxation_{t}s_volt", "V", f"cell mean {t} s after the first sample - at it", "", _REST)
         for t in RELAXATIONS
@@ -85,13 +113,17 @@ _SESSION: Final = (
 
 _SEGMENT: Final = (
     Column(
-        "cc_charge_fraction", "1", "CC: charge while the cell mean rises from full - 0.2 V to full", _SEGMENTS, _CHARGE
+        "cc_charge_fraction",
+        "1",
+        "CC: charge while the highest cell rises over the last 0.2 V to full",
+        _SEGMENTS,
+        _CHARGE,
     ),
     Column("cc_seconds", "s", "CC: time in that range of voltage", _SEGMENTS, _CHARGE),
-    Column("cc_voltage_mean_volt", "V", "CC: mean of the cell mean", _SEGMENTS, _CHARGE),
-    Column("cc_voltage_std_volt", "V", "CC: standard deviation of the cell mean", _SEGMENTS, _CHARGE),
-    Column("cc_voltage_skewness", "1", "CC: skewness of the cell mean", _SEGMENTS, _CHARGE),
-    Column("cc_voltage_kurtosis", "1", "CC: excess kurtosis of the cell mean", _SEGMENTS, _CHARGE),
+    Column("cc_voltage_mean_volt", "V", "CC: mean of the highest cell", _SEGMENTS, _CHARGE),
+    Column("cc_voltage_std_volt", "V", "CC: standard deviation of the highest cell", _SEGMENTS, _CHARGE),
+    Column("cc_voltage_skewness", "1", "CC: skewness of the highest cell", _SEGMENTS, _CHARGE),
+    Column("cc_voltage_kurtosis", "1", "CC: excess kurtosis of the highest cell", _SEGMENTS, _CHARGE),
     Column("cc_voltage_slope_volt_per_second", "V/s", "CC: slope of the regression line over time", _SEGMENTS, _CHARGE),
     Column("cv_charge_fraction", "1", "CV: charge while c_rate falls from 0.25 to 0.05 at full", _SEGMENTS, _CHARGE),
     Column("cv_seconds", "s", "CV: time in that range of current", _SEGMENTS, _CHARGE),
@@ -108,7 +140,7 @@ _HISTOGRAM: Final = tuple(
     Column(
         f"charge_bin_{k:02}_fraction",
         "1",
-        f"charge moved with the cell mean in bin {k} of 48 from empty to full (the outer bins: and beyond)",
+        f"charge moved with the cell mean in bin {k} of 48 from empty to full, in the direction of the session",
         _DUBARRY,
         _FLOW,
     )
