@@ -1,12 +1,13 @@
-"""``voltmill check`` and ``voltmill models``: what is there, what is wrong with it, how to mend it."""
+"""``voltmill check``: what is wrong with a file, and how to mend it."""
 
 from pathlib import Path
 
-from voltmill.flows.choice import Models, table_columns
+from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, ConfigError, load
+from voltmill.flows.model_check import check_model_file
+from voltmill.flows.model_text import described
 from voltmill.operators.dialects import SHIPPED
 from voltmill.operators.mapping import fit
-from voltmill.operators.model import Model, ModelError, OnnxModel, discover
 
 Findings = tuple[list[str], list[str]]
 """Problems, and what else there is to say, a line each."""
@@ -17,14 +18,8 @@ def check_file(file: Path, config: Config) -> Findings:
     if file.suffix == ".toml":
         return _configuration(file)
     if file.suffix == ".onnx":
-        return _model(file)
+        return _model(file, config)
     return _message(file, config)
-
-
-def describe_models() -> Findings:
-    """Every model found, with contract and errors."""
-    found = discover(columns=table_columns(Config()))
-    return found.problems, [line for name, model in found.models.items() for line in _described(name, model)]
 
 
 def _configuration(file: Path) -> Findings:
@@ -63,20 +58,10 @@ def _message(file: Path, config: Config) -> Findings:
     return [f"{file}: fits no mapping; nearest is {best.mapping}:", *(f"  {line}" for line in best.problems)], []
 
 
-def _model(file: Path) -> Findings:
-    try:
-        model = OnnxModel(file, columns=table_columns(Config()))
-    except ModelError as e:
-        return [str(e)], []
-    return [], _described(file.stem, model)
-
-
-def _described(name: str, model: Model) -> list[str]:
-    c = model.contract
-    lines = [
-        f"{name}: {c.target} in {c.unit}, for {c.cell_type} ({c.nominal_ah:g} Ah a cell), version {c.version}",
-        f"  sha256 {model.sha256}, {len(c.features)} features" + (", fused with coulomb counting" if c.fusion else ""),
-    ]
-    for case, errors in c.errors.items():
-        lines.append(f"  {case}: " + ", ".join(f"{k} {v:.2f}" for k, v in errors.items()))
-    return lines
+def _model(file: Path, config: Config) -> Findings:
+    checked = check_model_file(file, config)
+    report = [f"warning: {line}" for line in checked.warnings]
+    if checked.model is None:
+        return checked.problems, report
+    about = [*described(file.stem, checked.model), *(f"  {line}" for line in checked.facts)]
+    return checked.problems, [*about, *report] if checked.problems else [f"{file}: good", *about, *report]

@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from voltmill import __version__
-from voltmill.flows import cli_dead_letters
+from voltmill.flows import cli_dead_letters, cli_models
 from voltmill.flows.cli_common import ConfigFile, show_line
 from voltmill.flows.cli_compare import compare
+from voltmill.flows.cli_explain import explain
 from voltmill.flows.cli_lake import compact
 from voltmill.flows.cli_replay import replay
 from voltmill.flows.cli_rescale import rescale
@@ -30,9 +31,11 @@ app = typer.Typer(
 _run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
 app.add_typer(_run, name="run")
 app.add_typer(cli_dead_letters.app, name="dead-letters")
+app.add_typer(cli_models.app, name="models")
 app.command()(compact)
 app.command()(replay)
 app.command()(compare)
+app.command()(explain)
 app.command()(rescale)
 
 
@@ -154,20 +157,6 @@ def check(
         typer.echo(line, err=True)
     if problems:
         raise typer.Exit(2)
-
-
-@app.command()
-def models() -> None:
-    """The models found, their contracts and measured errors."""
-    from voltmill.flows.checking import describe_models
-
-    problems, report = describe_models()
-    for line in report:
-        typer.echo(line)
-    for line in problems:
-        typer.echo(line, err=True)
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -20,10 +20,15 @@ Columns = Mapping[str, Collection[str]]
 
 #: What stands in a template where the author has to write something.
 BLANK: Final = "?"
+_NAMED: Final = 12  # blanks that are named, of many
 
 
-def read_contract(text: str | bytes) -> tuple[Contract | None, list[str]]:
+def read_contract(text: str | bytes, columns: Columns | None = None) -> tuple[Contract | None, list[str]]:
     """The contract that JSON holds.
+
+    Args:
+        text: the JSON.
+        columns: names of the columns of each table; None: not checked.
 
     Returns:
         The contract and no problems, or None and one line for each of them.
@@ -36,19 +41,20 @@ def read_contract(text: str | bytes) -> tuple[Contract | None, list[str]]:
         data = json.loads(text)
     except (ValueError, RecursionError) as e:
         return None, [f"is not JSON: {e}"]
-    return contract_from(data)
+    return contract_from(data, columns)
 
 
-def contract_from(data: Any) -> tuple[Contract | None, list[str]]:
+def contract_from(data: Any, columns: Columns | None = None) -> tuple[Contract | None, list[str]]:
     """The same from values that were read, of a JSON or TOML file.
 
     Example:
         >>> contract_from([])
         (None, ['is a list: an object with the keys of a contract is wanted'])
     """
-    problems = list(_problems(data, Contract, ""))
+    problems = _joined(_problems(data, Contract, ""))
     if isinstance(data, dict):
         problems += _broken_rules(data)
+        problems += _unknown_columns(data, columns or {})
     if problems:
         return None, problems
     try:
@@ -64,20 +70,26 @@ def unknown_columns(contract: Contract, columns: Columns) -> list[str]:
         contract: says which table.
         columns: names of the columns of each table.
     """
-    known = columns[contract.table]
-    places = [(f"features[{k}]", "feature", f.name) for k, f in enumerate(contract.features)]
-    places += [(f"conditions[{k}]", "column", r.name) for k, r in enumerate(contract.conditions)]
-    return [
-        f'{place}: no {what} "{name}" in the table {contract.table}: {_other_column(name, contract.table, columns)}'
-        for place, what, name in places
-        if name not in known
-    ]
+    return list(_unknown_columns(msgspec.to_builtins(contract), columns))
 
 
 def did_you_mean(word: object, words: Collection[str]) -> str:
     """``(did you mean "x"?)`` with a space before it, or nothing if no word is near."""
     close = difflib.get_close_matches(str(word), words, 1)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def _unknown_columns(data: dict[str, Any], columns: Columns) -> Iterator[str]:
+    table = data.get("table", "features")
+    if not isinstance(table, str) or table not in columns:
+        return
+    for place, what in (("features", "feature"), ("conditions", "column")):
+        entries = data.get(place, ())
+        for k, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+            name = entry.get("name") if isinstance(entry, dict) else None
+            if isinstance(name, str) and name != BLANK and name not in columns[table]:
+                other = _other_column(name, table, columns)
+                yield f'{place}[{k}]: no {what} "{name}" in the table {table}: {other}'
 
 
 def _other_column(name: str, table: str, columns: Columns) -> str:
@@ -120,7 +132,7 @@ def _problems(value: Any, type_: Any, place: str) -> Iterator[str]:
     elif typing.get_origin(type_) is tuple and hasattr(of[0], "__struct_fields__") and isinstance(value, list):
         for k, each in enumerate(value):
             yield from _of_struct(each, of[0], f"{place}[{k}]")
-    elif value == BLANK:
+    elif value == BLANK or (isinstance(value, list) and BLANK in value):
         choices = f": one of {', '.join(map(str, of))}" if typing.get_origin(type_) is typing.Literal else ""
         yield _at(place, f'is still "{BLANK}": fill it in{choices}')
     elif isinstance(value, float) and not math.isfinite(value):
@@ -131,6 +143,20 @@ def _problems(value: Any, type_: Any, place: str) -> Iterator[str]:
         yield _at(place, f"must be one of {', '.join(map(str, of))}{did_you_mean(value, of)}")
     else:
         yield from _of_value(value, type_, place)
+
+
+def _joined(problems: Iterator[str]) -> list[str]:
+    """All that is still blank on one line; there is much of it in a template."""
+    ending = f': is still "{BLANK}": fill it in'
+    blank: list[str] = []
+    other: list[str] = []
+    for line in problems:
+        (blank if line.endswith(ending) else other).append(line)
+    if len(blank) < 2:
+        return other + blank
+    places = [line.removesuffix(ending) for line in blank]
+    more = f" and {len(places) - _NAMED} more places" if len(places) > _NAMED else ""
+    return [*other, f'still "{BLANK}": {", ".join(places[:_NAMED])}{more}: fill them in']
 
 
 def _of_struct(value: Any, struct: Any, place: str) -> Iterator[str]:

@@ -24,6 +24,10 @@ METADATA_KEY: Final = "voltmill.contract"
 #: Rows per run: an MLP's activations then stay in the cache, and memory does not grow with the batch.
 CHUNK_ROWS: Final = 4096
 _TRIED: Final = 3
+NO_CONTRACT: Final = (
+    f'{{path}}: has no contract (JSON in metadata_props["{METADATA_KEY}"]): '
+    "`voltmill models describe {path}` writes a template for it"
+)
 
 
 class ModelError(ValueError):
@@ -40,21 +44,21 @@ class OnnxModel:
         ('soc', 'percent', ('value', 'laplace_scale'))
     """
 
-    def __init__(self, path: str | Path, *, columns: Columns | None = None) -> None:
+    def __init__(self, path: str | Path, *, columns: Columns | None = None, data: bytes | None = None) -> None:
         """Load and check.
 
         Args:
             path: the ONNX file.
             columns: names of the columns of each table; None: not checked here.
+            data: what the file holds, if it is not written yet; None: it is read.
 
         Raises:
             ModelError: the file is no model that voltmill can use; says why in one line.
         """
-        data = read_model(path)
+        data = read_model(path) if data is None else data
         self.sha256: str = hashlib.sha256(data).hexdigest()
         session = open_session(path, data)
-        self.contract: Contract = _contract(path, data)
-        check_columns(str(path), self.contract, columns)
+        self.contract: Contract = _contract(path, data, columns)
         if problems := shape_problems(session.get_inputs(), session.get_outputs(), self.contract):
             raise ModelError(_first(path, problems))
         self._session = session
@@ -147,24 +151,16 @@ def check_columns(place: str, contract: Contract, columns: Columns | None) -> No
         raise ModelError(_first(place, unknown))
 
 
-def contract_text(path: str | Path, data: bytes) -> str:
-    """The contract in the metadata of a file, as it stands there; ModelError if it has none."""
+def _contract(path: str | Path, data: bytes, columns: Columns | None) -> Contract:
     try:
         text = read_metadata(data, METADATA_KEY)
     except ValueError as e:
         raise ModelError(f"{path}: not a model that onnxruntime can run: export it anew ({e})") from e
     if text is None:
-        raise ModelError(
-            f'{path}: has no contract (JSON in metadata_props["{METADATA_KEY}"]): '
-            f"`voltmill models describe {path}` writes a template for it"
-        )
-    return text
-
-
-def _contract(path: str | Path, data: bytes) -> Contract:
-    contract, problems = read_contract(contract_text(path, data))
+        raise ModelError(NO_CONTRACT.format(path=path))
+    contract, problems = read_contract(text, columns)
     if contract is None:
-        raise ModelError(_first(f"{path}: {METADATA_KEY}", problems))
+        raise ModelError(_first(path, [f"{METADATA_KEY}: {line}" for line in problems]))
     return contract
 
 

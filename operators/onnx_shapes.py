@@ -29,7 +29,10 @@ def shape_problems(inputs: Sequence[Any], outputs: Sequence[Any], contract: Cont
         contract: None: only what is right under no contract is found.
     """
     found = [line for node in inputs for line in _of_node("input", node)]
-    found += [line for node in outputs for line in _of_node("output", node)]
+    # An output that is like the inputs changes with them.
+    types, free = {node.type for node in inputs}, not any(_rows_fixed(node) for node in inputs)
+    for node in outputs:
+        found += _of_node("output", node, type_=node.type not in types, rows=free)
     if contract is not None:
         found += _of_side("input", inputs, wanted_inputs(contract), contract)
         found += _of_side("output", outputs, wanted_outputs(contract), contract)
@@ -59,14 +62,18 @@ def shape_text(shape: Sequence[Any]) -> str:
     return f"({', '.join(['rows', *('?' if d is None else str(d) for d in shape)])})"
 
 
-def _of_node(side: str, node: Any) -> Iterator[str]:
-    if node.type != _FLOAT:
+def _rows_fixed(node: Any) -> bool:
+    return bool(node.shape) and isinstance(node.shape[0], int)
+
+
+def _of_node(side: str, node: Any, *, type_: bool = True, rows: bool = True) -> Iterator[str]:
+    if type_ and node.type != _FLOAT:
         yield f'{side} "{node.name}" is {_TYPES.get(node.type, f"{node.type}: {_FLOAT} is wanted")}'
-    if node.shape and isinstance(node.shape[0], int):
-        rows = f'dynamic_axes={{"{node.name}": {{0: "rows"}}}}'
+    if rows and _rows_fixed(node):
+        axes = f'dynamic_axes={{"{node.name}": {{0: "rows"}}}}'
         yield (
             f'{side} "{node.name}" is of exactly {node.shape[0]} rows: export it with the first dimension free '
-            f"(torch.onnx.export: dynamic_shapes, or {rows}; skl2onnx: FloatTensorType([None, ...]))"
+            f"(torch.onnx.export: dynamic_shapes, or {axes}; skl2onnx: FloatTensorType([None, ...]))"
         )
 
 

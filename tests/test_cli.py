@@ -97,6 +97,7 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 COMMANDS = ["run", "run live", "replay", "compare", "simulate", "publish", "check", "models", "demo"]
+COMMANDS += ["models describe", "models attach"]
 COMMANDS += ["dead-letters", "dead-letters list", "dead-letters show", "dead-letters redrive"]
 
 
@@ -285,7 +286,9 @@ class TestCheck:
 
     def test_models(self, call: Call, file: Any) -> None:
         done = call("check", SHIPPED / "lg_hg2_soc.onnx")
-        assert done.status == 0 and done.out.startswith("lg_hg2_soc: soc in percent, for lg-hg2 (3 Ah a cell)")
+        good, first, *_ = done.out.splitlines()
+        assert done.status == 0 and good.endswith("lg_hg2_soc.onnx: good")
+        assert first.startswith("lg_hg2_soc: soc in percent, for lg-hg2 (3 Ah a cell)")
         path = file("x.onnx", b"no model")
         done = call("check", path)
         assert (done.status, done.out) == (2, "")

@@ -246,7 +246,8 @@ def test_every_command_exists_with_its_options(line):
         assert all(word in ("--help", "--version") for word in words)
         return
     groups = ("run", "dead-letters")
-    name = "voltmill " + (" ".join(words[:2]) if words[0] in groups else words[0])
+    of_group = words[0] in groups or " ".join(["voltmill", *words[:2]]) in commands
+    name = "voltmill " + (" ".join(words[:2]) if of_group else words[0])
     if name.removeprefix("voltmill ") in groups:  # named in a sentence, without a command of it
         return
     assert name in commands, line
