@@ -103,7 +103,7 @@ STATE: Final = np.dtype(
         ("first", MARK, (3,)),  # of the pending part, by kind
         ("last", MARK, (3,)),
         ("parts", PART, (2,)),
-        ("cc", SEGMENT),  # of the running session, if it is a charge
+        ("cc", SEGMENT),  # of the charge that runs, else of the one that may be pending
         ("cv", SEGMENT),
         ("end_current", "<f8"),  # at the last sample of the running session
         ("step_time", "<i8"),  # the sample before current began to flow

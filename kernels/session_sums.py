@@ -13,9 +13,8 @@ import numpy as np
 
 from voltmill.kernels.compile import inline
 from voltmill.kernels.session_state import CHARGE, REST
-from voltmill.kernels.session_table import BINS, CC_WINDOW_VOLT, CV_HIGH_RATE, CV_LOW_RATE
+from voltmill.kernels.session_table import BINS, CC_END_VOLT, CC_WINDOW_VOLT, CV_HIGH_RATE, CV_LOW_RATE
 
-_CC_END_VOLT: Final = 0.005  # the constant voltage is held to a few millivolts
 _HOUR: Final = 3600.0
 
 
@@ -165,20 +164,20 @@ def _add_segment(
 
 
 @inline
-def follow_charge(device: Any, now: Any, fact: Any, settings: Any) -> None:
+def follow_charge(device: Any, now: Any, began: int, fact: Any, settings: Any) -> None:
     """The two segments at the end of a charge: voltage rising to full, then current falling at full."""
     if now.raw != CHARGE or device.raw != CHARGE or not fact.full_volt > 0.0:
         return
     seconds = now.elapsed_us * 1e-6
-    at = (device.time - device.start.time) * 1e-6
+    at = (device.time - began) * 1e-6
     full, high = fact.full_volt, now.high
-    low = full - CC_WINDOW_VOLT
+    low, top = full - CC_WINDOW_VOLT, full - CC_END_VOLT
     cc, cv = device.cc, device.cv
     if cc.phase == 0 and device.high < low <= high:
         cc.phase = 1
     if cc.phase == 1:
-        _add_segment(cc, device.high, high, low, full, full, at, seconds, now.charge)
-        if high >= full - _CC_END_VOLT:
+        _add_segment(cc, device.high, high, low, top, full, at, seconds, now.charge)
+        if high >= top:
             cc.phase = 2
     if high < full - settings.full_tolerance:
         return

@@ -17,6 +17,7 @@ RELAXATIONS: Final = (60, 600, 1800)  # s since the first sample without current
 BASELINE_SESSIONS: Final = 8
 RECENT_WEIGHT: Final = 1 / 3
 CC_WINDOW_VOLT: Final = 0.2  # below full
+CC_END_VOLT: Final = 0.005  # below full: the constant voltage is held to a few millivolts
 CV_HIGH_RATE: Final = 0.25  # 1/h
 CV_LOW_RATE: Final = 0.05
 
@@ -115,7 +116,7 @@ _SEGMENT: Final = (
     Column(
         "cc_charge_fraction",
         "1",
-        "CC: charge while the highest cell rises over the last 0.2 V to full",
+        "CC: charge while the highest cell rises from 200 mV to 5 mV below full",
         _SEGMENTS,
         _CHARGE,
     ),

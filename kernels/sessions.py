@@ -115,6 +115,9 @@ def _mark(device: Any, now: Any, fact: Any, settings: Any) -> None:
             first.rested = (first.time - device.flow_time) * 1e-6
         device.step_time = now.time - now.elapsed_us
         device.step_current, device.step_mean = device.current, device.mean
+        if now.raw == CHARGE and device.kind != CHARGE:  # the segments of a charge that may begin here
+            clear_segment(device.cc)
+            clear_segment(device.cv)
     if now.raw != REST:
         # Converters ramp up, and many devices report voltage after current: the latest sample within the time counts.
         seconds = (now.time - device.step_time) * 1e-6
@@ -150,8 +153,6 @@ def _switch(device: Any, kind: int, fact: Any, settings: Any) -> None:
     device.active, device.pending, device.kind = 1 - device.active, 0, kind
     _copy(device.start, device.first[kind])
     _copy(device.end, device.last[kind])
-    clear_segment(device.cc)
-    clear_segment(device.cv)
     near = abs(device.start.net - device.level_net) <= settings.level_tolerance * fact.capacity_ah
     device.began = device.level if near or device.level == UNKNOWN else NONE
 
@@ -197,10 +198,12 @@ def _enter(device: Any, now: Any, capacity: float, fact: Any, settings: Any, end
             if found == found:
                 device.end.resistance = found
         _mark(device, now, fact, settings)
+        if device.kind != CHARGE:
+            follow_charge(device, now, device.first[CHARGE].time, fact, settings)
         return _decide(device, now, capacity, fact, settings, ended, out)
     _set(device.end, now, now.net)
     if device.kind == CHARGE:
-        follow_charge(device, now, fact, settings)
+        follow_charge(device, now, device.start.time, fact, settings)
     return 0
 
 
