@@ -15,6 +15,7 @@ from voltmill import __version__
 from voltmill.flows import cli_dead_letters, cli_models
 from voltmill.flows.cli_common import ConfigFile, show_line
 from voltmill.flows.cli_compare import compare
+from voltmill.flows.cli_dataset import dataset
 from voltmill.flows.cli_explain import explain
 from voltmill.flows.cli_lake import compact
 from voltmill.flows.cli_replay import replay
@@ -36,6 +37,7 @@ app.command()(compact)
 app.command()(replay)
 app.command()(compare)
 app.command()(explain)
+app.command()(dataset)
 app.command()(rescale)
 
 
