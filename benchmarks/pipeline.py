@@ -34,12 +34,10 @@ from voltmill.flows.live import lake_sinks, sql_table
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.recovery import open_store
 from voltmill.flows.replay import replay
+from voltmill.flows.stages import Stages
 from voltmill.flows.warm_up import warm_up
 from voltmill.kernels.fleet import FleetEntry
 from voltmill.operators.decode import Decoder
-from voltmill.operators.estimate import EstimateState
-from voltmill.operators.features import FeatureState
-from voltmill.operators.quality import QualityState
 from voltmill.operators.shard import shard_names, split
 
 BATCH_ROWS = 8192  # what a busy source hands over
@@ -74,13 +72,12 @@ def run_graph(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
 
 def run_fused(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
     """The stages in a loop; also the bytes of state a device."""
-    fleet, names = settings.devices, shard_names(settings.run.shards)
+    names, models = shard_names(settings.run.shards), Models(settings)
     decode = Decoder(settings.decode)
-    quality = [QualityState(settings.quality, fleet) for _ in names]
-    features = [FeatureState(settings.features, fleet) for _ in names]
-    estimate = [EstimateState(Models(settings).of("features"), fleet) for _ in names]
+    stages = [Stages(settings, models.current) for _ in names]
     sinks = lake_sinks(settings, "fused", Metrics())
     archive = [sinks.telemetry[0].build_part("t", name, None) for name in names]  # type: ignore[attr-defined]
+    finished = [sinks.sessions[0].build_part("s", name, None) for name in names]  # type: ignore[attr-defined]
     predicted = [sinks.predictions[0].build_part("p", name, None) for name in names]  # type: ignore[attr-defined]
     table = sql_table(settings, Drain(), Metrics())
     table.prepare()
@@ -92,20 +89,21 @@ def run_fused(settings: Config, raw: list[pa.RecordBatch]) -> dict[str, float]:
             assert telemetry is not None and letters is None
             found = []
             for k, part in split(telemetry, len(names)):
-                judged = quality[k].apply(part)
-                archive[k].write_batch([judged])
-                (made,) = estimate[k].apply(features[k].apply(judged))
-                predictions = made.batch
-                predicted[k].write_batch([predictions])
-                found.append(predictions)
+                passed = stages[k].apply(part)
+                assert not passed.failures
+                archive[k].write_batch([passed.telemetry])
+                finished[k].write_batch([passed.rows["sessions"]] if "sessions" in passed.rows else [])
+                predicted[k].write_batch(passed.predictions)
+                found += passed.predictions
             assert not database.write(found)
-        for part in (*archive, *predicted, database):
+        for part in (*archive, *finished, *predicted, database):
             part.close()
 
     before = resident()
     seconds = timed(loop)
-    states: list[Any] = [*quality, *features, *estimate]
-    devices = sum(len(q.table) for q in quality)
+    states: list[Any] = [s for each in stages for s in (each.quality, each.features, each.sessions, each.health)]
+    states += [state for each in stages for state in each.estimates.values()]
+    devices = sum(len(each.quality.table) for each in stages)
     return {
         "seconds": seconds,
         "state_bytes_per_device": sum(s.nbytes for s in states) / devices,
