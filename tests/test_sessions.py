@@ -14,6 +14,7 @@ from telemetry import START_US, at, batch, content, cut, joined, sample
 from voltmill.kernels import session_state
 from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.kernels.schema import REFUSED, Quality
+from voltmill.kernels.sessions import follow
 from voltmill.operators.quality import QualitySettings, QualityState
 from voltmill.operators.sessions import SessionSettings, SessionState, offline
 from voltmill.operators.shard import split
@@ -272,6 +273,21 @@ def test_the_state_is_as_large_as_there_are_devices():
     for seed in range(3):
         state.apply(fleet_day(seed))
     assert state.nbytes == before and session_state.STATE.itemsize <= 1600
+
+
+def test_columns_with_and_without_nulls_run_the_same_compiled_kernel():
+    state = SessionState(SessionSettings(), FLEET)
+    state.apply(batch([sample(0)]))
+    compiled = len(follow.signatures)
+    for change in ({"voltage_volt": 14.8}, {"cell_voltage_volt": [3.7, None]}, {"cell_temperature_celsius": []}):
+        state.apply(batch([sample(0), sample(1, **change)]).slice(1))
+    assert len(follow.signatures) == compiled == 1
+
+
+def test_a_batch_of_refused_rows_alone():
+    state = SessionState(SessionSettings(), FLEET)
+    assert len(state.apply(batch([sample(0, quality_bits=int(Quality.LATE))]))) == 0
+    assert len(state.apply(batch([]))) == 0
 
 
 def test_offline_is_the_stream_in_one_batch():
