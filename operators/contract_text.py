@@ -75,7 +75,7 @@ def unknown_columns(contract: Contract, columns: Columns) -> list[str]:
 
 def did_you_mean(word: object, words: Collection[str]) -> str:
     """``(did you mean "x"?)`` with a space before it, or nothing if no word is near."""
-    close = difflib.get_close_matches(str(word), words, 1)
+    close = difflib.get_close_matches(str(word).lower(), words, 1)
     return f' (did you mean "{close[0]}"?)' if close else ""
 
 
@@ -132,6 +132,9 @@ def _problems(value: Any, type_: Any, place: str) -> Iterator[str]:
     elif typing.get_origin(type_) is tuple and hasattr(of[0], "__struct_fields__") and isinstance(value, list):
         for k, each in enumerate(value):
             yield from _of_struct(each, of[0], f"{place}[{k}]")
+    elif typing.get_origin(type_) is dict and isinstance(value, dict):
+        for key, each in value.items():
+            yield from _problems(each, of[1], f"{place}.{key}")
     elif value == BLANK or (isinstance(value, list) and BLANK in value):
         choices = f": one of {', '.join(map(str, of))}" if typing.get_origin(type_) is typing.Literal else ""
         yield _at(place, f'is still "{BLANK}": fill it in{choices}')
