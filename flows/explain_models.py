@@ -93,10 +93,12 @@ class Cast:
         self._shelf = shelf
         self._now: list[Run] = []
         self._spares = [Chosen(model, "fallback") for model in spares]
-        self._failed = {run.sha256: _failures(run, history, spares) for run in self._pending}
+        self._failed = {
+            run.sha256: history.failures(run.target, run.sha256, counts=run.mode != "shadow") for run in self._pending
+        }
         self.on_change: Callable[[], None] = lambda: None
         if begun:
-            first = [run for run in self._pending if not any(_succeeds(run, other) for other in self._pending)]
+            first = [run for run in self._pending if not any(succeeds(run, other) for other in self._pending)]
             self._enter(first)
 
     @property
@@ -142,7 +144,7 @@ class Cast:
     def _enter(self, runs: Sequence[Run]) -> None:
         for run in runs:
             self._pending.remove(run)
-            self._now = [r for r in self._now if not (_succeeds(run, r) or r.sha256 == run.sha256)] + [run]
+            self._now = [r for r in self._now if not (succeeds(run, r) or r.sha256 == run.sha256)] + [run]
 
     def _model(self, run: Run) -> Rehearsed:
         model = self._shelf.get(run.sha256)
@@ -168,13 +170,7 @@ def keys(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return times, batch.column("source_offset").to_numpy()
 
 
-def _failures(run: Run, history: History, spares: Sequence[Rehearsed]) -> NDArray[np.int64]:
-    """Where the model failed: its own fallbacks, and if it counts those that a fallback model gave for it."""
-    digests = [run.sha256] + [s.sha256 for s in spares if run.mode != "shadow" and not history.counting(s.sha256)]
-    return np.concatenate([history.failures(run.target, sha256) for sha256 in digests])
-
-
-def _succeeds(run: Run, other: Run) -> bool:
+def succeeds(run: Run, other: Run) -> bool:
     """Whether a run took over from another, of the same name."""
     return (run.target, run.name) == (other.target, other.name) and other.last_time < run.time
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from voltmill.flows.config import Config
-from voltmill.flows.explain_models import Shelf
+from voltmill.flows.explain_models import Shelf, succeeds
 from voltmill.flows.explain_origin import Origin
 from voltmill.flows.explain_pass import Pass
 from voltmill.flows.explain_stored import History, Prediction, Run
@@ -53,7 +53,7 @@ def _on_failures(p: Prediction, done: Pass, history: History, shelf: Shelf) -> I
             f"mode is fallback: the model failed here, and the value is by {what}; a failure that has passed cannot "
             "be made again, so the model was taken to fail on the rows where the lake says that it did"
         )
-    before = history.failures(p.target, p.model_sha256)
+    before = history.failures(p.target, p.model_sha256, counts=p.mode != "shadow" and history.counting(p.model_sha256))
     count = int((before[:, 0] < _micros(p.event_time)).sum())
     if count:
         yield f"the model failed on {count} rows of the device before this one; it was taken to fail on them again"
@@ -62,8 +62,8 @@ def _on_failures(p: Prediction, done: Pass, history: History, shelf: Shelf) -> I
 def _on_models(p: Prediction, done: Pass, shelf: Shelf) -> Iterator[str]:
     lane = [r for r in done.runs if (r.target, r.name) == (p.target, p.model_name)]
     for run in lane:
-        if run.sha256 == p.model_sha256:
-            continue
+        if run.sha256 == p.model_sha256 or not any(succeeds(r, run) for r in lane if r.sha256 == p.model_sha256):
+            continue  # itself, or another one of its name that ran beside it
         until = f"{p.model_name} was another file until {_time(run.last_time)}, sha256 {run.sha256}"
         if shelf.get(run.sha256):
             yield f"{until}: the filter went on from its state, and so it did here"

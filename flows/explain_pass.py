@@ -139,7 +139,12 @@ def needed(history: History, shelf: Shelf, wanted: Sequence[Stored]) -> list[Run
             lanes |= {(r.target, r.name) for r in history.runs if r.target == p.target and r.mode != "shadow"}
         if model is not None and model.contract.table == "health":
             lanes |= {(r.target, r.name) for r in history.runs if r.target == "soh" and r.mode != "shadow"}
-    return [r for r in history.runs if (r.target, r.name) in lanes and r.store == wanted[0].store]
+    spares = {model.sha256 for model in _spares(shelf, wanted)}
+    return [
+        r
+        for r in history.runs
+        if r.store == wanted[0].store and (r.target, r.name) in lanes and (r.rows or r.sha256 not in spares)
+    ]
 
 
 def _spares(shelf: Shelf, wanted: Sequence[Stored]) -> list[Rehearsed]:

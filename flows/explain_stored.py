@@ -89,9 +89,17 @@ class History(msgspec.Struct):
     cut: dict[str, int] = {}
     """By store, the number of the first file that is left; above 0, older predictions are gone."""
 
-    def failures(self, target: str, sha256: str) -> NDArray[np.int64]:
-        """Event time and offset of the rows for which this model stands as a fallback, or as its own."""
-        return np.concatenate([np.empty((0, 2), np.int64), *self.failed.get((target, sha256), [])])
+    def failures(self, target: str, sha256: str, *, counts: bool) -> NDArray[np.int64]:
+        """Event time and offset of the rows that a model failed on.
+
+        Args:
+            target: Its target.
+            sha256: Its digest.
+            counts: Whether its values count: then what a fallback model gave was given for it.
+        """
+        others = [s for t, s in self.failed if t == target and s != sha256 and counts and not self.counting(s)]
+        found = [rows for s in (sha256, *others) for rows in self.failed.get((target, s), [])]
+        return np.concatenate([np.empty((0, 2), np.int64), *found])
 
     def counting(self, sha256: str) -> bool:
         """Whether the model ever gave a row that is no fallback."""
