@@ -90,6 +90,7 @@ STATE: Final = np.dtype(
         ("seen", "u1"),  # bit k: the pending part has samples of kind k
         ("flowed", "u1"),  # flow_time is known
         ("time", "<i8"),
+        ("raw_time", "<i8"),  # since when samples are so
         ("current", "<f8"),
         ("mean", "<f8"),  # of the cells
         ("high", "<f8"),  # highest cell

@@ -165,6 +165,8 @@ def _decide(device: Any, now: Any, capacity: float, fact: Any, settings: Any, en
     current = net * 3600.0 / part.seconds if part.seconds > 0.0 else now.current
     kind = _kind_of(current / capacity, device.kind, settings)
     long = now.time - part.start >= settings.shortest_us and part.samples >= settings.fewest
+    if long and now.raw == device.raw and now.time - device.raw_time >= settings.shortest_us:
+        kind = now.raw  # for so long that it matters no more what came before
     if not now.raw == kind and not (long and kind == device.kind):
         return 0  # it goes another way just now: what comes of that is seen soon
     if kind == device.kind:
@@ -224,6 +226,8 @@ def _sample(device: Any, now: Any, fact: Any, settings: Any, ended: Any, out: An
     wrote |= _enter(device, now, capacity, fact, settings, ended, out)
     if now.raw != REST:
         device.flow_time, device.flowed = now.time, 1
+    if now.raw != device.raw:
+        device.raw_time = now.time
     device.time, device.raw, device.current = now.time, now.raw, now.current
     device.mean, device.high, device.voltage, device.celsius = now.mean, now.high, now.voltage, now.celsius
     return wrote

@@ -97,6 +97,14 @@ class TestBoundaries:
         assert sessions[0]["charge_ah"] == pytest.approx(1.5 * 20 / 3600, rel=1e-6)
         assert sessions[1]["charge_against_ah"] == pytest.approx(0.5 * 60 / 3600, rel=1e-6)
 
+    def test_a_burst_is_not_remembered_for_longer_than_a_session(self):
+        """A minute at 1C is 0.03C in the mean of half an hour: still, the drive after that begins when it begins."""
+        rows = series(REST, hold(-3.0, 60), hold(0.0, 1200), hold(-3.0, 900), hold(2.5, 100), hold(0.0, 1200), REST)
+        sessions = found([*rows, *series(CHARGE, REST, begin=600 + 60 + 1200 + 900 + 100 + 1200 + 600)])
+        assert kinds(sessions) == ["rest", "discharge", "rest", "charge"]
+        assert us(sessions[1]["start_time"]) == at(600 + 60 + 1200) and sessions[1]["duration_seconds"] == 900
+        assert sessions[2]["duration_seconds"] == 1800
+
     def test_charge_and_discharge_by_turns_are_neither(self):
         noise = [part for _ in range(200) for part in (*hold(1.0, 10), *hold(-1.0, 10))]
         assert found(series(REST, noise, REST, CHARGE, REST)) and kinds(found(series(noise, REST))) == []
@@ -272,7 +280,7 @@ def test_the_state_is_as_large_as_there_are_devices():
     before = state.nbytes
     for seed in range(3):
         state.apply(fleet_day(seed))
-    assert state.nbytes == before and session_state.STATE.itemsize <= 1600
+    assert state.nbytes == before and session_state.STATE.itemsize < 1700
 
 
 def test_columns_with_and_without_nulls_run_the_same_compiled_kernel():
