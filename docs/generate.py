@@ -13,9 +13,10 @@ A part of a page looks so; its name is a key of ``PARTS``:
 import json
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 import msgspec
@@ -35,6 +36,8 @@ from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
 from voltmill.kernels import feature_table, features, fusion, quality, session_state, session_table
 from voltmill.kernels.fleet import FleetEntry, Limits
 from voltmill.kernels.schema import REFUSED, SCHEMAS, TELEMETRY, Quality, describe
+from voltmill.operators.contract import Contract, Fusion, Range
+from voltmill.operators.contract import Feature as ContractFeature
 from voltmill.operators.features import FeatureSettings
 from voltmill.operators.mapping_spec import Column, MappingSpec
 from voltmill.operators.quality import QualitySettings
@@ -118,6 +121,31 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"`[{', '.join(_toml(v).strip('`') for v in value)}]`"
     return "`{}`" if isinstance(value, dict) else f"`{value}`"
+
+
+def _contract(struct: type[msgspec.Struct]) -> str:
+    """The keys of a contract, or of what stands in it."""
+    docs = field_docs(struct)
+    rows = [
+        (f"`{field.name}`", _kind(field.type), _toml(_default(field)), docs[field.name])
+        for field in msgspec.structs.fields(struct)
+    ]
+    return table(("key", "value", "default", "meaning"), rows)
+
+
+def _kind(type_: Any) -> str:
+    """What may stand there, in a word or two."""
+    of = typing.get_args(type_)
+    if typing.get_origin(type_) is Literal:
+        return ", ".join(f"`{word}`" for word in of)
+    if type(None) in of:
+        return _kind(of[0])
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return "table, below"
+    if typing.get_origin(type_) is tuple:
+        words = {str: "names", float: "two numbers"}
+        return words.get(of[0], "list of tables, below")
+    return {str: "text", float: "number", int: "whole number"}.get(type_, "table of tables")
 
 
 def _schema(name: str) -> str:
@@ -240,7 +268,7 @@ def _value_name(parameter: Any) -> str:
     names = {"config": "F", "lake": "DIR", "out": "DIR", "start": "TIME", "stop": "TIME", "warm_up": "HOURS"}
     names |= {"truth": "DIR", "folder": "DIR", "addresses": "LIST", "topic": "TOPIC", "device": "ID", "broker": "NAME"}
     names |= {"before": "DATE", "table": "NAME", "finished": "STORE"}
-    names |= {"stage": "STAGE", "reason": "REASON"}
+    names |= {"stage": "STAGE", "reason": "REASON", "to_file": "FILE"}
     return names.get(parameter.name, "N")
 
 
@@ -300,6 +328,10 @@ def _chaos_faults(faults: list[dict[str, Any]]) -> str:
 PARTS: Final[dict[str, Callable[[], str]]] = {
     **{f"schema {name}": (lambda name=name: _schema(name)) for name in SCHEMAS},
     **{f"settings {place.strip('[]')}": (lambda s=struct: settings(s)) for place, struct in TABLES.items()},
+    "contract": lambda: _contract(Contract),
+    "contract features": lambda: _contract(ContractFeature),
+    "contract conditions": lambda: _contract(Range),
+    "contract fusion": lambda: _contract(Fusion),
     "features instant": lambda: _features(slice(0, feature_table.INSTANT)),
     "features averages": lambda: _features(slice(feature_table.INSTANT, _AVERAGES)),
     "features windows": lambda: _features(slice(_AVERAGES, None)),

@@ -23,7 +23,7 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """One input of a model: network input = (x - offset) / scale."""
 
     name: str
-    """Column of the feature table."""
+    """Column of the table."""
     offset: float
     """Subtracted, in the feature's unit."""
     scale: float
