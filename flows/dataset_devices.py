@@ -81,7 +81,7 @@ def split_of(ids: Sequence[str], edges: NDArray[np.float64], seed: str = "") -> 
 
     Example:
         >>> split_of(["m-1", "m-2", "m-3", "m-4"], np.array([0.5, 0.75])).tolist()
-        [0, 1, 2, 0]
+        [0, 1, 0, 0]
     """
     # The text before the id keeps the split free of the shard, which is of the same hash.
     hashes = hashes_of(pa.array([f"split:{seed}:{each}" for each in ids], pa.string()))

@@ -96,7 +96,7 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
     return ds.dataset(str(folder / "predictions"), format="parquet").to_table().sort_by("event_time").to_pylist()
 
 
-COMMANDS = ["run", "run live", "replay", "compare", "simulate", "publish", "check", "models", "demo"]
+COMMANDS = ["run", "run live", "replay", "compare", "simulate", "publish", "check", "models", "demo", "explain", "dataset"]
 COMMANDS += ["models describe", "models attach"]
 COMMANDS += ["dead-letters", "dead-letters list", "dead-letters show", "dead-letters redrive"]
 

@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from bytewax.testing import TestingSource
 from conftest import RunFlow
+from session_rows import CHARGE, DISCHARGE, REST, series
+from telemetry import batch
 from test_choice import write
+from test_estimate import CONTRACT
 from test_graph import FLEET, raw
 
 from voltmill.connectors.compact import compact
@@ -31,8 +34,9 @@ from voltmill.flows.explain import Explained, explain
 from voltmill.flows.explain_text import lines
 from voltmill.flows.replay import replay
 from voltmill.flows.simulate import FaultSettings, SimulateSettings, messages
+from voltmill.kernels.fleet import FleetEntry
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY, Quality
-from voltmill.operators.model import METADATA_KEY, SHIPPED, Chosen, OnnxModel
+from voltmill.operators.model import METADATA_KEY, SHIPPED, Chosen, Feature, OnnxModel
 from voltmill.operators.shard import shard_names
 
 SHARDS = 3
@@ -61,13 +65,23 @@ class Lake:
     url: str
     run_flow: RunFlow
 
-    def live(self, batches: list[Any], models: Any = None, *, store: str = STORE, recovery: Path | None = None) -> None:
-        settings, names = LakeSettings(url=self.url, max_file_rows=300, max_snapshot_bytes=20_000), shard_names(SHARDS)
+    def live(
+        self,
+        batches: list[Any],
+        models: Any = None,
+        *,
+        store: str = STORE,
+        recovery: Path | None = None,
+        settings: Config | None = None,
+        decoded: bool = False,
+    ) -> None:
+        where, names = LakeSettings(url=self.url, max_file_rows=300, max_snapshot_bytes=20_000), shard_names(SHARDS)
         tables = (("telemetry", TELEMETRY), ("predictions", PREDICTION), ("dead_letters", DEAD_LETTER))
         sinks = graph.Sinks(
-            **{n: [LakeSink(settings, table=n, schema=s, shards=names, store=store)] for n, s in tables}  # type: ignore[arg-type]
+            **{n: [LakeSink(where, table=n, schema=s, shards=names, store=store)] for n, s in tables}  # type: ignore[arg-type]
         )
-        flow = graph.build(TestingSource(batches, batch_size=1), sinks, config(), models=models)
+        source = TestingSource(batches, batch_size=1)
+        flow = graph.build(source, sinks, settings or config(), models=models, decoded=decoded)
         self.run_flow(flow, recovery=recovery, epoch_seconds=0)
 
     def predictions(self, device: str) -> list[dict[str, Any]]:
@@ -134,7 +148,7 @@ def assert_place(url: str, explained: Explained) -> None:
 def test_rows_of_devices_also_over_a_restart(lake: Lake) -> None:
     known, unknown = lake.predictions(KNOWN), lake.predictions(UNKNOWN)
     assert len(known) > 100 and any(row["value"] is not None for row in known)
-    assert_all_identical(lake, known[::6] + known[50:60])
+    assert_all_identical(lake, known[::12] + known[54:59])
     assert_all_identical(lake, unknown[::40])
 
 
@@ -288,9 +302,9 @@ class Changing:
         self._batches, self._at = batches, at
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        for k, batch in enumerate(self._batches):
+        for k, rows in enumerate(self._batches):
             self._at.get(k, lambda: None)()
-            yield batch
+            yield rows
 
 
 def test_a_model_that_was_replaced_is_followed(
@@ -367,6 +381,55 @@ def test_fallback_by_a_model(run_flow: RunFlow, batches: list[pa.RecordBatch], t
     assert explained.identical and any("by the fallback model spare" in note for note in explained.notes)
     assert one(lake.url, rows[failed[-1] + 1], config(model=entries)).identical
     assert not one(lake.url, rows[failed[0]]).identical, "the fallback model is not at hand"
+
+
+# --- sessions and health -------------------------------------------------------------------------
+
+
+def linear(path: Path, weights: dict[str, float], bias: float, **contract: Any) -> OnnxModel:
+    """A model that is linear in its inputs."""
+    features = tuple(Feature(name=name, offset=0, scale=1, low=-1e6, high=1e6) for name in weights)
+    made = msgspec.structs.replace(CONTRACT, outputs=("value",), name=path.stem, features=features, **contract)
+    value = onnx.helper.make_tensor_value_info
+    tensor = onnx.helper.make_tensor
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"]), onnx.helper.make_node("Add", ["y", "b"], ["value"])]
+    graph_ = onnx.helper.make_graph(
+        nodes,
+        "linear",
+        [value("x", onnx.TensorProto.FLOAT, [None, len(features)])],
+        [value("value", onnx.TensorProto.FLOAT, [None, 1])],
+        [tensor("w", 1, [len(features), 1], [*weights.values()]), tensor("b", 1, [1], [bias])],
+    )
+    model = onnx.helper.make_model(graph_, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10)
+    onnx.helper.set_model_props(model, {METADATA_KEY: msgspec.json.encode(made).decode()})
+    onnx.save(model, path)
+    return OnnxModel(path)
+
+
+def test_soh_of_sessions_and_the_rest_of_life(run_flow: RunFlow, tmp_path: Path) -> None:
+    soh = linear(
+        tmp_path / "soh.onnx", {"charge_ah": 20.0}, 50.0, table="sessions", session="charge", target="soh", fusion=None
+    )
+    weights = {"soh_percent": 3.0, "soh_values": -1.0}
+    rul = linear(tmp_path / "rul.onnx", weights, 7.0, table="health", target="rul", unit="cycles", fusion=None)
+    samples = [each | {"source_offset": k} for k, each in enumerate(series(*[REST, CHARGE, REST, DISCHARGE] * 3, REST))]
+    batches = [batch(samples[k : k + 500]) for k in range(0, len(samples), 500)]
+    fleet = (FleetEntry(match="m*", cell_type="lg-hg2", capacity_ah=3.0, operating_volt=(2.7, 4.2)),)
+    settings = config(fleet=fleet, model=tuple(ModelEntry(name=str(tmp_path / f"{n}.onnx")) for n in ("soh", "rul")))
+    lake = Lake(str(tmp_path / "lake"), run_flow)
+    lake.live(batches, Script(Chosen(soh, "live"), Chosen(rul, "live")), settings=settings, decoded=True)
+    rows = lake.predictions("m")
+    assert [row["target"] for row in rows].count("soh") == [row["target"] for row in rows].count("rul") == 3
+    for row in rows:
+        explained = one(lake.url, row, settings)
+        assert explained.identical and not explained.notes, explained
+        assert [i.name for i in explained.inputs] == list(
+            (soh if row["target"] == "soh" else rul).contract.feature_names
+        )
+        place = pq.read_table(Path(lake.url) / explained.file, partitioning=None).slice(explained.row, 1).to_pylist()[0]
+        assert place["source_offset"] == row["source_offset"] and place["event_time"] > row["event_time"]
+    both = explain(settings, lake.url, "m", rows[-1]["event_time"])
+    assert [each.stored.prediction.target for each in both.predictions] == ["soh", "rul"] and both.identical
 
 
 # --- stores and replays --------------------------------------------------------------------------
