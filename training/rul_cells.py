@@ -149,7 +149,7 @@ def histories(cycles: Array, soh: Array) -> Matrix:
     return out
 
 
-def _tracked(values: Array) -> tuple[Array, Array]:
+def tracked(values: Array) -> tuple[Array, Array]:
     """Baseline and recent average, as `voltmill.kernels.sessions` keeps them."""
     recent = np.empty_like(values)
     for k, x in enumerate(values):
@@ -167,7 +167,7 @@ def view(cell: Cell, start: int = 0, error: Array | float = 0.0) -> View | None:
     rows = np.arange(FIRST - 1, end, max(1, -(-(end - FIRST) // POINTS)))
     by_name = dict(zip(_HEALTH, histories(cycles, soh), strict=True))
     for name, values in cell.charge.items():
-        by_name[f"baseline_{name}"], by_name[f"recent_{name}"] = map(np.float32, _tracked(values[start:]))
+        by_name[f"baseline_{name}"], by_name[f"recent_{name}"] = map(np.float32, tracked(values[start:]))
     made = np.column_stack([by_name[name][rows] for name in COLUMNS])
     return View(cell, made.astype(np.float32), cell.life - cycles[rows])
 
