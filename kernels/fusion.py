@@ -39,9 +39,6 @@ COASTED: Final = np.uint8(2)
 _WARM_UP: Final = np.uint32(Quality.WARM_UP)
 # Variance of a SOC of which nothing is known: uniform on 0..100 %.
 _IGNORANT: Final = 100.0**2 / 12.0
-# Interval that the first sample of a device stands for, s: a start at rest is worth more than one sample in a
-# row, a start under load is not worth a whole correlation time. Chosen on training records of the SOC model.
-_FIRST_SECONDS: Final = 60.0
 # C-rate assumed for the uncertainty where the current is unknown: an ordinary load.
 _UNKNOWN_C_RATE: Final = 1.0
 
@@ -117,8 +114,8 @@ def fuse(
                 s += gain * (m - s)
                 p *= 1.0 - gain
             else:
-                # As uncertain as any other sample, so that the next ones count as much as the first.
-                s, p, started = m, min(r * max(correlation_seconds / _FIRST_SECONDS, 1.0), _IGNORANT), 1
+                # As uncertain as the model says: a start at rest, of which it is sure, outlasts a doubtful minute.
+                s, p, started = m, min(r, _IGNORANT), 1
         s = min(max(s, 0.0), 100.0)
         if started and (measured or use[i] == COASTED):
             # Before the filter has settled, the model alone knows more than the filter claims.

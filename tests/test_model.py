@@ -76,9 +76,9 @@ def test_no_contract(tmp_path):
     [
         ({"colour": "red"}, "colour"),
         ({"kind": "step"}, "state_size: above 0 for the kind step"),
-        ({"kind": "step", "state_size": 4}, '1 input ("features"): the kind step has 2, (rows, 15) and (rows, 4)'),
+        ({"kind": "step", "state_size": 4}, '1 input ("features"): the kind step has 2, (rows, 21) and (rows, 4)'),
         ({"kind": "window"}, "window_rows: above 0 for the kind window"),
-        ({"kind": "window", "window_rows": 5}, "the contract says (rows, 5, 15) (5 rows of 15 features)"),
+        ({"kind": "window", "window_rows": 5}, "the contract says (rows, 5, 21) (5 rows of 21 features)"),
         ({"state_size": 4}, "state_size"),
         ({"kind": "window", "window_rows": 5000}, "4096 numbers a device at most"),
         ({"session": "charge"}, "session: only for the table sessions"),
@@ -128,7 +128,7 @@ def test_too_few_features(tmp_path, contract):
     path = tmp_path / "m.onnx"
     contract["features"].pop()
     with_contract(path, json.dumps(contract).encode())
-    assert 'input "features" is (rows, 15): the contract says (rows, 14) (14 features)' in refused(path)
+    assert 'input "features" is (rows, 21): the contract says (rows, 20) (20 features)' in refused(path)
 
 
 def test_scaling_of_zero(tmp_path, contract):

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from soc_network import HIDDEN
+
 from voltmill.operators.contract import Contract
 from voltmill.operators.model import OnnxModel
 
@@ -12,17 +14,22 @@ CASES: Final = {
     "lost_30_percent": "30 % of the samples lost",
     "every_10_seconds": "every 10 s",
     "every_second": "every second",
-    "current_plus_50_milliampere": "current sensor 50 mA off",
-    "voltage_plus_10_millivolt": "voltage sensor 10 mV off",
+    "current_plus_50_milliampere": "current sensor +50 mA off",
+    "current_minus_50_milliampere": "current sensor -50 mA off",
+    "voltage_plus_10_millivolt": "voltage sensor +10 mV off",
+    "capacity_plus_10_percent": "`capacity_ah` of the fleet 10 % too high",
+    "capacity_minus_10_percent": "`capacity_ah` of the fleet 10 % too low",
 }
 
 TEXT: Final = """\
 # {name} {version}: state of charge of the LG 18650HG2
 
 Estimates the mean state of charge of the cells of a module from the cells' mean voltage, the C-rate, the mean
-temperature and their exponential averages. A network of 15 → 64 → 64 → 2 units (SiLU) gives the SOC and the scale
-of its own error (Laplace); a Kalman filter per device (`kernels/fusion.py`) joins it with coulomb counting and gives
-`value`, `lo90` and `hi90` in percent. 100 % is {usable:.2f} Ah a cell, which is {fraction:.1%} of the nominal 3 Ah.
+temperature, exponential averages, and what tells of heat inside: the mean square of the current over one and ten
+minutes and the slope of the temperature. Four networks of 18 → {hidden} → {hidden} → 1 units (SiLU) are averaged; a
+fifth gives the scale of their error (Laplace). A Kalman filter per device (`kernels/fusion.py`) joins that with coulomb
+counting and gives `value`, `lo90` and `hi90` in percent. 100 % is {usable:.2f} Ah a cell, which is {fraction:.1%} of
+the nominal 3 Ah. It needs the sliding windows of 60 s and 600 s (`[features] windows_seconds`, the default).
 
 ## Data
 
@@ -35,7 +42,8 @@ reduced to 1 Hz; SHA-256 of the file: `{sha}`.
 - Trained too on **simulated** charges (CC-CV, 0.2-1 C, less below 5 °C), rests and drives: the measurements hold no
   charge but braking. The simulated cell (`kernels/cell_model.py`) is fitted to the same training records.
 - Each record is seen many times: sampled every 1-30 s, begun anywhere, with losses, gaps, noise and sensor errors.
-- The filter and its interval were tuned on Mixed3 and Mixed7 under a network that had not seen those two.
+- Each of the four networks was trained without two of Mixed1-8. The scale of the error, the filter and its interval
+  were learnt from what each says of the two that it had not seen: no figure of training data is taken for granted.
 - Tested on US06, LA92, UDDS and HWFET, which nothing was trained or tuned on. It is the same single cell: how cells
   differ from each other, and how they age, is not in these figures.
 
@@ -55,9 +63,13 @@ By ambient temperature, MAE / worst / coverage:
 |---|{rules}|
 {by_ambient}
 
-The intervals are scaled on all temperatures together: read the coverage of the cold ones before you rely on them. In
-the first {warm_up:.0f} s of a device, or after a gap of 300 s, predictions bear the bit `WARM_UP`; they are worse, and
-their interval is wide.
+The interval is scaled by temperature, to 90 % of the held-out training cycles at each. That does not hold for every
+cycle: of the three test cycles at -20 °C, US06 and LA92 lie within it always, and HWFET for 29 % of its rows, where the
+estimate is 2.4 points too low. Why HWFET and not the harder US06 is not known, so in the cold do not take the interval
+for a bound. Where a sensor or the capacity is off, it does not know that, and covers less too.
+
+In the first {warm_up:.0f} s of a device, or after a gap of 300 s, predictions bear the bit `WARM_UP`; they are worse,
+and their interval is wide.
 Charging and rest could not be tested against measurements.
 
 ## Must not be used for
@@ -66,6 +78,8 @@ Charging and rest could not be tested against measurements.
   other type gets null and the bit `UNKNOWN_CELL`.
 - Aged cells: the capacity in the contract is that of a new cell, and no aged one was seen.
 - Charging below 0 °C or above 1 C, discharging above {high_rate:.0f} C: outside the valid ranges, or never seen.
+- Cells that are heated or cooled much faster than by their own current: the slope of the temperature is taken for a
+  sign of their own heat. No record held such a change.
 - Finding the weakest cell: it estimates the mean of a module. Nor for anything on which safety depends.
 
 Valid ranges (outside: null and the bit `OUT_OF_DOMAIN`): {ranges}. Samples {dt_low:g} to {dt_high:g} s apart.
@@ -87,6 +101,7 @@ def card(model: OnnxModel) -> str:
         usable=c.nominal_ah * c.capacity_fraction,
         fraction=c.capacity_fraction,
         sha=c.training_data_sha256,
+        hidden=HIDDEN,
         cycles=12,
         cases="\n".join(f"| {words} | {_figures(c.errors[case])} |" for case, words in CASES.items()),
         ambients=" | ".join(f"{a} °C" for a in AMBIENTS),

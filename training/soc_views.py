@@ -19,9 +19,9 @@ from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.kernels.schema import TELEMETRY, label
 from voltmill.operators.features import FeatureSettings, offline
 
-FLEET: Final = Fleet([FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=NOMINAL_AH, series=1)])
 SETTINGS: Final = FeatureSettings()
 STEPS: Final = (1, 2, 5, 5, 5, 10, 15, 30)  # sample intervals, s; 5 s is what fleets usually send
+GRAINS: Final = (0, 0, 0, 0.5, 1.0)  # steps of a temperature reading, K
 GAPS: Final = (0, 0, 0, 60, 280)  # longest silence, s; after 300 s the features begin anew
 
 Matrix = NDArray[np.float32]
@@ -108,24 +108,31 @@ def sampled(record: Record, rng: np.random.Generator, *, step: int = 5, start: i
 
 
 def disturbed(record: Record, rng: np.random.Generator) -> Record:
-    """A random view with noise and sensor errors as a BMS has them: 3 mV, 30 mA, 0.5 K and as much noise."""
-    start = 0 if rng.random() < 0.3 else int(rng.integers(0, len(record) - 500))
+    """A random view with noise and sensor errors as a BMS has them: 3 mV, 30 mA, 0.25 K, and coarse temperatures."""
+    start = 0 if rng.random() < 0.4 else int(rng.integers(0, len(record) - 500))
     view = sampled(record, rng, step=int(rng.choice(STEPS)), start=start, lost=float(rng.choice([0, 0, 0.1, 0.3])))
     hole = rng.integers(0, len(record))
     view = view.at(np.flatnonzero((view.seconds < hole) | (view.seconds >= hole + rng.choice(GAPS))))
-    n = len(view)
+    n, grain = len(view), rng.choice(GRAINS)
+    temperature = view.temperature + rng.normal(0, 0.25)
     return replace(
         view,
         voltage=view.voltage + rng.normal(0, 0.002, n) + rng.normal(0, 0.003),
         current=view.current + rng.normal(0, 0.02, n) + rng.normal(0, 0.03),
-        temperature=view.temperature + rng.normal(0, 0.5),
+        temperature=np.round(temperature / grain) * grain if grain else temperature,
     )
 
 
-def see(views: Sequence[Record], names: Sequence[str]) -> Iterator[Seen]:
+def fleet(capacity: float = 1.0) -> Fleet:
+    """The fleet of the views, which takes their capacity for so many times the true one."""
+    entry = FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=capacity * NOMINAL_AH, series=1)
+    return Fleet([entry])
+
+
+def see(views: Sequence[Record], names: Sequence[str], *, capacity: float = 1.0) -> Iterator[Seen]:
     """Each view through the product's own quality and feature kernels, one device a view."""
     rows = [len(v) for v in views]
-    features = offline(telemetry(views), FLEET, settings=SETTINGS)
+    features = offline(telemetry(views), fleet(capacity), settings=SETTINGS)
     if len(features) != sum(rows):
         raise RuntimeError(f"{sum(rows) - len(features)} rows of the views were refused: look at their times")
     at = 0
