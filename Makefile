@@ -43,6 +43,7 @@ bench: dev-env ## messages per second on one core, and what limits them
 train: train-env ## fit the cell, train the models anew (downloads PyTorch; data: VOLTMILL_DATA)
 	@$(BIN)/python training/cell_model.py
 	@$(BIN)/python training/soc.py $(ARGS)
+	@$(BIN)/python training/rul.py
 
 clean: ## remove what was built and cached; .venv stays
 	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -33,12 +33,22 @@ from voltmill.flows.config import ArchiveSettings, ModelEntry, RunSettings
 from voltmill.flows.field_docs import field_docs, plain
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
-from voltmill.kernels import feature_table, features, fusion, quality, session_state, session_table
+from voltmill.kernels import (
+    feature_table,
+    features,
+    fusion,
+    health,
+    health_table,
+    quality,
+    session_state,
+    session_table,
+)
 from voltmill.kernels.fleet import FleetEntry, Limits
 from voltmill.kernels.schema import REFUSED, SCHEMAS, TELEMETRY, Quality, describe
 from voltmill.operators.contract import Contract, Fusion, Range
 from voltmill.operators.contract import Feature as ContractFeature
 from voltmill.operators.features import FeatureSettings
+from voltmill.operators.health import HealthSettings
 from voltmill.operators.mapping_spec import Column, MappingSpec
 from voltmill.operators.quality import QualitySettings
 from voltmill.operators.sample import DecodeSettings
@@ -60,6 +70,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "quality": QualitySettings,
     "features": FeatureSettings,
     "sessions": SessionSettings,
+    "health": HealthSettings,
     "[model]": ModelEntry,
     "model.endpoint": EndpointSettings,
     "[fleet]": FleetEntry,
@@ -188,6 +199,14 @@ def _sessions() -> str:
     return table(("column", "unit", "of", "source", "formula"), list(shown.values()))
 
 
+def _health() -> str:
+    """The columns of the SOH history."""
+    columns = health_table.health_columns()
+    sources = _numbered(columns)
+    rows = [(f"`{c.name}`", c.unit, sources.get(c.source, ""), c.formula) for c in columns]
+    return table(("column", "unit", "source", "formula"), rows)
+
+
 def _kept() -> list[str]:
     """What baseline and recent average are kept of."""
     return [f"`{name}`" for name in session_table.TRACKED_CHARGE]
@@ -230,6 +249,7 @@ def _state() -> str:
             str(session_state.STATE.itemsize),
             f"running and pending session with {session_table.BINS} bins each, baseline, recent averages",
         ),
+        ("health", str(health.STATE.itemsize), "regression lines, last values, the cycles at each half percent of SOH"),
         ("estimate, a model", str(fusion.FUSION_STATE.itemsize), "the filter: SOC, variance, age"),
     ]
     return table(("operator", "bytes a device", "holds"), rows)
@@ -338,6 +358,8 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "features sources": lambda: _sources(feature_table.features()),
     "sessions columns": _sessions,
     "sessions sources": lambda: _sources(session_table.session_columns()),
+    "health columns": _health,
+    "health sources": lambda: _sources(health_table.health_columns()),
     "quality bits": _bits,
     "metrics": _metrics,
     "state": _state,

@@ -64,9 +64,3 @@ def health_columns() -> list[Column]:
 def index(name: str) -> int:
     """The place of a column among these."""
     return [c.name for c in health_columns()].index(name)
-
-
-def describe() -> str:
-    """The table as Markdown."""
-    lines = ["| column | unit | formula | source |", "|---|---|---|---|"]
-    return "\n".join(lines + [f"| `{c.name}` | {c.unit} | {c.formula} | {c.source} |" for c in health_columns()])
