@@ -39,7 +39,7 @@ def _configuration(file: Path) -> Findings:
     cells = {model.contract.cell_type for model, _ in found}
     for entry in config.fleet:
         place = f'[[fleet]] match = "{entry.match}"'
-        if entry.cell_type not in cells:
+        if not cells & {entry.cell_type, "*"}:
             report.append(f'{place}: no model was made for cell type "{entry.cell_type}": no predictions')
         elif not entry.capacity_ah:
             report.append(f"{place}: capacity_ah is not set: no predictions")

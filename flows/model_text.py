@@ -33,7 +33,7 @@ def described(name: str, model: Model, *, origin: str = "", used: str = "") -> l
     lines += [f"  {case}: {_figures(figures)}" for case, figures in cases.items()]
     if worst and worst not in cases:
         lines.append(f"  worst of all, {worst}: {_figures(c.errors[worst])}")
-    return lines if c.errors else [*lines, "  errors: none are given"]
+    return [*lines, "  errors: none are given"] if used and not c.errors else lines
 
 
 def as_object(name: str, model: Model, origin: str, file: str, mode: str) -> dict[str, Any]:

@@ -190,4 +190,4 @@ def _of_value(value: Any, type_: Any, place: str) -> Iterator[str]:
 
 
 def _at(place: str, text: str) -> str:
-    return f"{place}: {text}" if place else text
+    return (f"{place}: {text}" if place else text).replace("\n", "\\n")  # a key may hold anything

@@ -5,7 +5,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from voltmill.operators.contract import Contract
 from voltmill.operators.contract_text import contract_from, read_contract, unknown_columns
 from voltmill.operators.model import SHIPPED, OnnxModel
 
@@ -14,6 +17,7 @@ COLUMNS = {
     "sessions": {"charge_ah", "duration_seconds"},
     "health": {"soh_percent"},
 }
+SHIPPED_ONE = msgspec.to_builtins(OnnxModel(SHIPPED / "lg_hg2_soc.onnx").contract)
 
 
 @pytest.fixture
@@ -135,3 +139,19 @@ def test_columns_of_a_contract_that_is_there(contract):
     ]
     far = msgspec.structs.replace(found, features=(msgspec.structs.replace(changed, name="zzz"),))
     assert unknown_columns(far, COLUMNS)[0].endswith("which `voltmill models describe` lists")
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.just("?"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+KEYS = st.sampled_from(Contract.__struct_fields__)
+
+
+@given(ANYTHING | st.dictionaries(KEYS, ANYTHING), st.dictionaries(KEYS, ANYTHING, max_size=3))
+def test_whatever_stands_there_is_told_and_never_raised(data, change):
+    for each in (data, SHIPPED_ONE | change):
+        found, problems = contract_from(each, COLUMNS)
+        assert found is None or msgspec.convert(each, Contract) == found
+        assert all(line and "\n" not in line for line in problems)
+        assert problems or found is not None
