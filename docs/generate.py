@@ -288,7 +288,9 @@ def _value_name(parameter: Any) -> str:
     names = {"config": "F", "lake": "DIR", "out": "DIR", "start": "TIME", "stop": "TIME", "warm_up": "HOURS"}
     names |= {"truth": "DIR", "folder": "DIR", "addresses": "LIST", "topic": "TOPIC", "device": "ID", "broker": "NAME"}
     names |= {"before": "DATE", "table": "NAME", "finished": "STORE"}
-    names |= {"stage": "STAGE", "reason": "REASON", "to_file": "FILE"}
+    names |= {"stage": "STAGE", "reason": "REASON", "to_file": "FILE", "model_file": "FILE"}
+    names |= {"target": "TARGET", "telemetry": "DIR", "columns": "LIST", "label": "NAME=COLUMN", "every": "SECONDS"}
+    names |= {"without": "LIST", "split": "SHARES", "seed": "TEXT", "model": "NAME"}
     return names.get(parameter.name, "N")
 
 

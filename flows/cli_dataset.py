@@ -25,7 +25,7 @@ class Kind(enum.Enum):
 
 
 def dataset(
-    out: Annotated[Path, typer.Option(help="Parquet file to write; must not be there yet.")],
+    to_file: Annotated[Path, typer.Option("--out", help="Parquet file to write; must not be there yet.")],
     table: Annotated[Kind, typer.Option(help="A row: a sample with its features, a finished session, a sample.")],
     config: ConfigFile = None,
     lake: Annotated[
@@ -76,8 +76,8 @@ def dataset(
     )
     running.prepare()
     began = time.perf_counter()
-    made = dataset_(settings, lake or settings.lake.url, out, recipe, on_progress=Progress("file"))
-    for line in _lines(made, out, time.perf_counter() - began):
+    made = dataset_(settings, lake or settings.lake.url, to_file, recipe, on_progress=Progress("file"))
+    for line in _lines(made, to_file, time.perf_counter() - began):
         typer.echo(line)
 
 
