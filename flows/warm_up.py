@@ -46,10 +46,11 @@ def warm_up() -> None:
     assert telemetry is not None
     for _, part in split(telemetry, 2):
         quality = QualityState(QualitySettings(), fleet)
-        rows = FeatureState(FeatureSettings(), fleet).apply(quality.apply(part))
+        judged = quality.apply(part)  # once: the same rows again would be duplicates, in which no kernel runs
+        rows = FeatureState(FeatureSettings(), fleet).apply(judged)
         QualityState(QualitySettings(), fleet, quality.snapshot()).apply(part)
         EstimateState(Models(config).of("features"), fleet).apply(rows)
-        SessionState(SessionSettings(), fleet).apply(quality.apply(part))
+        SessionState(SessionSettings(), fleet).apply(judged)
     _value_one(fleet)
     _receive_one()
     _DONE.touch()
