@@ -50,10 +50,12 @@ from voltmill.operators.contract import Feature as ContractFeature
 from voltmill.operators.features import FeatureSettings
 from voltmill.operators.health import HealthSettings
 from voltmill.operators.mapping_spec import Column, MappingSpec
+from voltmill.operators.model import discover
 from voltmill.operators.quality import QualitySettings
 from voltmill.operators.sample import DecodeSettings
 from voltmill.operators.sessions import SessionSettings
 
+_MODELS: Final = discover().models
 DOCS: Final = Path(__file__).parent
 _PART: Final = re.compile(r"(<!-- generated: ([\w. ]+) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 
@@ -294,6 +296,52 @@ def _value_name(parameter: Any) -> str:
     return names.get(parameter.name, "N")
 
 
+_SOC_CASES: Final = {
+    "right_start": "from full, every 5 s",
+    "unknown_start": "begun at 25, 50 or 75 % of the cycle",
+    "lost_30_percent": "30 % of the samples lost",
+    "every_10_seconds": "every 10 s",
+    "current_plus_50_milliampere": "current sensor +50 mA off",
+    "current_minus_50_milliampere": "current sensor -50 mA off",
+    "capacity_plus_10_percent": "capacity_ah 10 % too high",
+    "capacity_minus_10_percent": "capacity_ah 10 % too low",
+    "start_10_percent_wrong": "told a SOC 10 points wrong",
+}
+
+
+def _soc() -> str:
+    """SOC of the shipped model and of the baselines, case by case."""
+    names = ("lg_hg2_soc", "lg_hg2_ekf", "lg_hg2_coulomb")
+    errors = [_MODELS[name].contract.errors for name in names]
+    rows = [(words, *(_soc_figures(each.get(case)) for each in errors)) for case, words in _SOC_CASES.items()]
+    return table(("telemetry", *(f"`{name}`" for name in names)), rows)
+
+
+def _soc_figures(e: dict[str, float] | None) -> str:
+    return f"{e['mae']:.2f} / {e['rmse']:.2f} / {e['worst']:.1f} / {e['coverage90']:.0f}" if e else "-"
+
+
+def _soh() -> str:
+    """SOH on unseen cells, model by model."""
+    rows = []
+    for name, model in _MODELS.items():
+        for case, e in model.contract.errors.items() if model.contract.target == "soh" else ():
+            if "mape" in e and "/" not in case:
+                words = [f"{e[k]:.2f}" if k in e else "-" for k in ("mape", "worst_cell_mape", "worst", "coverage90")]
+                rows.append((f"`{name}`", case.replace("_", " "), *words))
+    return table(("model", "case", "MAPE, %", "worst cell, %", "worst, points", "covered, %"), rows)
+
+
+def _rul() -> str:
+    """RUL on unseen cells, model by model, and what a simpler rule gives."""
+    rows = []
+    for name, model in _MODELS.items():
+        for case, e in model.contract.errors.items() if model.contract.target == "rul" else ():
+            words = (f"{e['percent_of_life']:.1f}", f"{e['rmse']:.0f}", f"{e['worst']:.0f}", f"{e['coverage90']:.0f}")
+            rows.append((f"`{name}`", case.replace("_", " "), *(words if e["coverage90"] else (*words[:3], "-"))))
+    return table(("model", "case", "error, % of life", "RMSE, cycles", "worst, cycles", "covered, %"), rows)
+
+
 def _chaos() -> str:
     """What the last long run of the chaos suite found."""
     run = json.loads((DOCS.parent / "tests" / "chaos" / "latest.json").read_text())
@@ -367,6 +415,9 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "state": _state,
     "commands": _command_line,
     "chaos": _chaos,
+    "models soc": _soc,
+    "models soh": _soh,
+    "models rul": _rul,
 }
 
 
