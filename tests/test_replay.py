@@ -149,7 +149,8 @@ def plain(column: pa.ChunkedArray) -> Any:
 
 
 def left_over(out: str) -> set[str]:
-    return {path.name for path in Path(out).iterdir()} - {"predictions", "sessions", "telemetry", "dead_letters", REPORT}
+    tables = {"predictions", "sessions", "telemetry", "dead_letters"}
+    return {path.name for path in Path(out).iterdir()} - tables - {REPORT}
 
 
 # --- stopped and resumed -------------------------------------------------------------------------
