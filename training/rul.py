@@ -98,11 +98,11 @@ def calibrate(chosen: Sequence[Cell]) -> tuple[Any, float]:
 
 
 def features(x: Matrix) -> tuple[Feature, ...]:
-    """The inputs with the ranges that were trained on, and a tenth beyond."""
+    """The inputs with the ranges that were trained on, and a quarter beyond."""
     made = []
     for name, values in zip(COLUMNS, x.T, strict=True):
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        room = 0.1 * (high - low)
+        room = 0.25 * (high - low)
         high = LONGEST if "cycles" in name and "per_100" not in name else high + room
         made.append(Feature(name=name, offset=0.0, scale=1.0, low=round(low - room, 4), high=round(high, 4)))
     return tuple(made)

@@ -29,8 +29,8 @@ HISTORY: Final = """\
 # {name} {version}: cycles left of {upper} cells, from their SOH history
 
 Estimates the equivalent full cycles until 80 % of the nominal capacity, from the table `health`: how the SOH fell so
-far, at several time scales, and how the end of a charge changed. Boosted trees (300) and two networks (48 + 48 units)
-are averaged in the logarithm of the cycles left. A prediction is given from the {first:g}th SOH value on.
+far, at several time scales, and how the end of a charge looks and changed. Boosted trees (300) and two networks (48 +
+48 units) are averaged in the logarithm of the cycles left. A prediction is given from the {first:g}th SOH value on.
 
 ## Data
 

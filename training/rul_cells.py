@@ -31,18 +31,30 @@ BEYOND: Final = 1.5  # % that a record may end above 80 % SOH to be tested on
 BEYOND_TRAINING: Final = 4.0  # ... and to be trained on
 POINTS: Final = 60  # rows of one view
 
-#: Session columns that are taken, the column of the data set, and whether it is a charge.
+#: Session columns that are taken, the column of the data set, and whether it is divided by the capacity.
 TRACKED: Final = {
     "cc_charge_fraction": ("CC Q", True),
     "cc_seconds": ("CC charge time", False),
     "cv_charge_fraction": ("CV Q", True),
     "cv_seconds": ("CV charge time", False),
 }
+#: The same of the shape of the charge.
+SHAPES: Final = {
+    "cc_voltage_mean_volt": ("voltage mean", False),
+    "cc_voltage_std_volt": ("voltage std", False),
+    "cc_voltage_skewness": ("voltage skewness", False),
+    "cc_voltage_kurtosis": ("voltage kurtosis", False),
+    "cv_c_rate_mean": ("current mean", True),
+    "cv_c_rate_std": ("current std", True),
+    "cv_c_rate_skewness": ("current skewness", False),
+    "cv_c_rate_kurtosis": ("current kurtosis", False),
+}
+_CHARGE: Final = {**TRACKED, **SHAPES}
 _HEALTH: Final = [c.name for c in health_columns()]
 #: Columns of a view.
 COLUMNS: Final = (
     *(name for name in _HEALTH if name not in ("soh_values", "history_days")),
-    *(f"{prefix}_{name}" for name in TRACKED for prefix in ("baseline", "recent")),
+    *(f"{prefix}_{name}" for name in _CHARGE for prefix in ("baseline", "recent")),
 )
 _HUST_TEST: Final = "1-4 1-8 2-4 2-8 3-4 3-8 4-4 4-8 5-4 5-7 6-4 6-8 7-4 7-8 8-4 8-8 9-4 9-8 10-4 10-8".split()
 _TJU_TEST: Final = {"Dataset_1": (4, 8), "Dataset_2": (3, 7), "Dataset_3": (4, 8)}  # of each ten, in order of name
@@ -101,7 +113,7 @@ def cells(data: Path) -> list[Cell]:
 
     No cell of the fourth set, MIT, is among them: their records end at about 84 %.
     """
-    names = ["dataset", "batch", "cell", "cycle", "capacity", *(column for column, _ in TRACKED.values())]
+    names = ["dataset", "batch", "cell", "cycle", "capacity", *(column for column, _ in _CHARGE.values())]
     table = pq.read_table(data, columns=names).to_pydict()
     order = sorted(range(len(table["cell"])), key=lambda k: tuple(table[n][k] for n in names[:4]))
     found: list[Cell] = []
@@ -116,7 +128,7 @@ def cells(data: Path) -> list[Cell]:
             cycles = np.cumsum(soh / 100 * np.diff(column["cycle"], prepend=0))
             life, beyond = _end_of_life(cycles, soh)
             if beyond <= BEYOND_TRAINING:
-                charge = {n: column[c] / (nominal if moved else 1) for n, (c, moved) in TRACKED.items()}
+                charge = {n: column[c] / (nominal if moved else 1) for n, (c, moved) in _CHARGE.items()}
                 test = _is_test(dataset, batch, name, place)
                 found.append(Cell(f"{batch} {name}", dataset.lower(), test, cycles, soh, charge, life, beyond))
     return found

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxmltools.convert.common.data_types import FloatTensorType
-from rul_cells import COLUMNS, TRACKED
+from rul_cells import COLUMNS, SHAPES, TRACKED
 
 from voltmill.kernels.health_table import LAPS, MEMORIES
 from voltmill.operators.contract import Contract
@@ -87,6 +87,7 @@ class Inputs:
         at = {name: k for k, name in enumerate(COLUMNS)}
         self.linear = np.array([at[n] for n in _LINEAR])
         self.logs = np.array([at[n] for n in _LOGARITHMIC])
+        self.recent, self.baseline = (np.array([at[f"{p}_{n}"] for n in SHAPES]) for p in ("recent", "baseline"))
         self.linear_range, self.log_range = (np.array(list(r.values()), np.float32).T for r in (_LINEAR, _LOGARITHMIC))
         sums = np.array([[each.get(n, 0.0) for each in _combined()] for n in _LOGARITHMIC], np.float32)
         fill = -len(sums) % LANES  # of the first column, weighed with nothing
@@ -97,7 +98,9 @@ class Inputs:
     def __call__(self, x: Matrix) -> Matrix:
         """(rows, COLUMNS) → (rows, inputs of the networks)."""
         logs = np.log(np.clip(x[:, self.logs], *self.log_range)) @ self.sums
-        return np.concatenate([np.clip(x[:, self.linear], *self.linear_range), logs], axis=1)
+        recent = x[:, self.recent]
+        linear = np.clip(x[:, self.linear], *self.linear_range)
+        return np.concatenate([linear, logs, recent - x[:, self.baseline], recent], axis=1)
 
 
 INPUTS: Final = Inputs()
@@ -170,9 +173,13 @@ class _Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
+    def columns(self, x: str, at: Any, name: str) -> str:
+        """Some columns of ``x``."""
+        return self.add("Gather", [x, self.constant(f"{name}_at", at.astype(np.int64))], name, axis=1)
+
     def limited(self, x: str, columns: Any, limits: Any, name: str) -> str:
         """Some columns of ``x`` within their limits."""
-        x = self.add("Gather", [x, self.constant(f"{name}_at", columns.astype(np.int64))], f"{name}_all", axis=1)
+        x = self.columns(x, columns, f"{name}_all")
         x = self.add("Max", [x, self.constant(f"{name}_low", limits[0])], f"{name}_above")
         return self.add("Min", [x, self.constant(f"{name}_high", limits[1])], name)
 
@@ -204,7 +211,10 @@ def export(fitted: Fitted, contract: Contract, path: Path) -> None:
     linear = g.limited(x, INPUTS.linear, INPUTS.linear_range, "linear")
     logs = g.add("Log", [g.limited(x, INPUTS.logs, INPUTS.log_range, "positive")], "logs")
     sums = g.add("MatMul", [logs, g.constant("sum_weights", INPUTS.sums)], "sums")
-    z = g.add("Concat", [linear, sums], "z", axis=1)
+    recent, baseline = (
+        g.columns(x, at, name) for at, name in ((INPUTS.recent, "recent"), (INPUTS.baseline, "baseline"))
+    )
+    z = g.add("Concat", [linear, sums, g.add("Sub", [recent, baseline], "change"), recent], "z", axis=1)
     both = g.add("Concat", [x, z], "both", axis=1)
     scaled = g.add(
         "Div", [g.add("Sub", [z, g.constant("mean", fitted.mean)], "z0"), g.constant("std", fitted.std)], "z1"
