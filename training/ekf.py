@@ -22,10 +22,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
-from baseline_views import CASES, Matrix, Views, errors, run, views
 from cell_model import CURRENT_LAG_SECONDS, FULL_VOLT, SOC_NODES, TEMPERATURE_NODES, hats, hysteresis_volt
+from ekf_views import TUNED_ON, Views, run, views
 from numpy.typing import NDArray
 from records import CAPACITY_AH, DATA, NOMINAL_AH, Record, measured
+from soc_cases import Estimate, errors, view_errors
 
 from voltmill.kernels import coulomb, ekf
 from voltmill.kernels.cell_model import filtered_currents, hysteresis_path
@@ -134,40 +135,29 @@ def solve(normals: Sequence[Normal], noise: Noise, sha256: str) -> CircuitParame
     )
 
 
-def filtered(cell: Circuit, noise: Noise, seen: Views) -> Matrix:
+def filtered(cell: Circuit, noise: Noise, seen: Views) -> list[Estimate]:
     """What the filter says of the views."""
-    given, out = np.array(msgspec.structs.astuple(noise)), np.empty((len(seen.case), 3), np.float32)
-
-    def step(features: Matrix, carried: Matrix) -> Matrix:
-        ekf.filter_step(cell, given, features, carried, out)
-        return out
-
-    return run(step, ekf.STATE_SIZE, seen)
+    return run(ekf.filter_step, ekf.STATE_SIZE, cell, noise, seen)
 
 
-def counted(cell: Circuit, noise: Noise, seen: Views) -> Matrix:
+def counted(cell: Circuit, noise: Noise, seen: Views) -> list[Estimate]:
     """What coulomb counting says of the views."""
-    given, out = np.array(msgspec.structs.astuple(noise)), np.empty((len(seen.case), 3), np.float32)
-
-    def step(features: Matrix, carried: Matrix) -> Matrix:
-        coulomb.count_step(cell, given, features, carried, out)
-        return out
-
-    return run(step, coulomb.STATE_SIZE, seen)
+    return run(coulomb.count_step, coulomb.STATE_SIZE, cell, noise, seen)
 
 
 def loss(cells: Sequence[Circuit], noise: Noise, thirds: Sequence[Views]) -> float:
     """Mean error, worst errors a little, and how unlikely the errors are under the filter's own variance."""
     mae, worst, unlikely = [], [], []
     for cell, seen in zip(cells, thirds, strict=True):
-        out = filtered(cell, noise, seen)
-        e = errors(seen, out)
-        mae.append(e.mae)
-        worst.append(e.worst)
-        deviation = np.maximum((out[:, :, 2] - out[:, :, 0])[seen.scored] / noise.interval_factor, 0.05)
-        z = (out[:, :, 0] - seen.soc)[seen.scored] / deviation
-        unlikely.append(np.log(deviation) + 2.5 * np.log1p(z * z / 4.0))
-    parts = [float(np.concatenate(p).mean()) for p in (mae, worst, unlikely)]
+        for view, estimate in zip(seen.seen, filtered(cell, noise, seen), strict=True):
+            found = view_errors(view, estimate)
+            mae.append(found.mae)
+            worst.append(found.worst)
+            value, _, hi, scored = estimate
+            deviation = np.maximum((hi - value)[scored] / noise.interval_factor, 0.05)
+            z = (value - view.soc)[scored] / deviation
+            unlikely.append(np.log(deviation) + 2.5 * np.log1p(z * z / 4.0))
+    parts = [float(np.mean(p)) for p in (mae, worst, np.concatenate(unlikely))]
     return parts[0] + 0.03 * parts[1] + 0.3 * parts[2]
 
 
@@ -191,13 +181,14 @@ def tuned(cells: Sequence[Circuit], thirds: Sequence[Views]) -> Noise:
     return msgspec.structs.replace(best, **{n: float(f"{getattr(best, n):.3g}") for n in TUNED})
 
 
-def factor(outs: Sequence[Matrix], thirds: Sequence[Views], used: float) -> float:
+def factor(estimates: Sequence[list[Estimate]], thirds: Sequence[Views], used: float) -> float:
     """The interval factor that covers 90 %, each view counted alike."""
     ratio, weight = [], []
-    for out, seen in zip(outs, thirds, strict=True):
-        error, half = np.abs(out[:, :, 0] - seen.soc), (out[:, :, 2] - out[:, :, 1]) / 2
-        ratio.append((error / np.maximum(half, 1e-3))[seen.scored])
-        weight.append(np.broadcast_to(1.0 / seen.scored.sum(0), seen.scored.shape)[seen.scored])
+    for third, seen in zip(estimates, thirds, strict=True):
+        for (value, lo, hi, scored), view in zip(third, seen.seen, strict=True):
+            error, half = np.abs(value - view.soc), (hi - lo) / 2
+            ratio.append((error / np.maximum(half, 1e-3))[scored])
+            weight.append(np.full(scored.sum(), 1.0 / scored.sum()))
     ratios, weights = np.concatenate(ratio), np.concatenate(weight)
     order = np.argsort(ratios)
     share = np.cumsum(weights[order]) / weights.sum()
@@ -229,9 +220,10 @@ def main(data: Path = DATA) -> None:
     parameters = solve(normals, noise, sha256)
     LG_HG2.write_bytes(msgspec.json.format(msgspec.json.encode(parameters), indent=1) + b"\n")
     for what in (filtered, counted):
-        found = [errors(v, what(c, noise, v)) for c, v in zip(cells, thirds, strict=True)]
-        for case in CASES:
-            print(what.__name__, case, *(e.of(v.case == case) for e, v in zip(found, thirds, strict=True)))
+        said = [(v, what(c, noise, v)) for c, v in zip(cells, thirds, strict=True)]
+        found = [errors(list(zip(v.cases, v.seen, estimates, strict=True))) for v, estimates in said]
+        for case in TUNED_ON:
+            print(what.__name__, case, *(third[case] for third in found))
 
 
 if __name__ == "__main__":

@@ -3,23 +3,9 @@
 from typing import Final
 
 from soc_network import HIDDEN
+from soc_tables import by_ambient, by_case
 
-from voltmill.operators.contract import Contract
 from voltmill.operators.model import OnnxModel
-
-AMBIENTS: Final = (-20, -10, 0, 10, 25, 40)
-CASES: Final = {
-    "right_start": "from full, every 5 s",
-    "unknown_start": "begun at 25, 50 or 75 % of the cycle",
-    "lost_30_percent": "30 % of the samples lost",
-    "every_10_seconds": "every 10 s",
-    "every_second": "every second",
-    "current_plus_50_milliampere": "current sensor +50 mA off",
-    "current_minus_50_milliampere": "current sensor -50 mA off",
-    "voltage_plus_10_millivolt": "voltage sensor +10 mV off",
-    "capacity_plus_10_percent": "`capacity_ah` of the fleet 10 % too high",
-    "capacity_minus_10_percent": "`capacity_ah` of the fleet 10 % too low",
-}
 
 TEXT: Final = """\
 # {name} {version}: state of charge of the LG 18650HG2
@@ -53,14 +39,10 @@ In points of SOC on the {cycles} test cycles, the first 300 s unscored, every se
 MAE and RMSE are means over the cycles; worst is the worst of all rows; coverage is how often the truth lies in the
 90 % interval. No initial SOC is given to the filter.
 
-| telemetry | MAE | RMSE | worst | coverage, % |
-|---|---|---|---|---|
 {cases}
 
 By ambient temperature, MAE / worst / coverage:
 
-| telemetry | {ambients} |
-|---|{rules}|
 {by_ambient}
 
 The interval is scaled by temperature, to 90 % of the held-out training cycles at each. That does not hold for every
@@ -103,22 +85,11 @@ def card(model: OnnxModel) -> str:
         sha=c.training_data_sha256,
         hidden=HIDDEN,
         cycles=12,
-        cases="\n".join(f"| {words} | {_figures(c.errors[case])} |" for case, words in CASES.items()),
-        ambients=" | ".join(f"{a} °C" for a in AMBIENTS),
-        rules="|".join("---" for _ in AMBIENTS),
-        by_ambient="\n".join(f"| {words} | {_by_ambient(c, case)} |" for case, words in CASES.items()),
+        cases=by_case(c.errors),
+        by_ambient=by_ambient(c.errors),
         warm_up=c.warm_up_seconds,
         high_rate=-first[1].low,
         ranges=", ".join(f"`{f.name}` {f.low:g} to {f.high:g}" for f in first),
         dt_low=c.dt_range_seconds[0],
         dt_high=c.dt_range_seconds[1],
     )
-
-
-def _figures(e: dict[str, float]) -> str:
-    return f"{e['mae']:.2f} | {e['rmse']:.2f} | {e['worst']:.1f} | {e['coverage90']:.0f}"
-
-
-def _by_ambient(c: Contract, case: str) -> str:
-    cells = (c.errors[f"{case}/{a}"] for a in AMBIENTS)
-    return " | ".join(f"{e['mae']:.2f} / {e['worst']:.1f} / {e['coverage90']:.0f}" for e in cells)

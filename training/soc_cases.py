@@ -1,4 +1,4 @@
-"""The cases in which the SOC model is measured, and its errors in them."""
+"""The cases in which SOC models are measured, and their errors in them."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -29,6 +29,8 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 }
 
 Flags = NDArray[np.bool_]
+#: Figures by case, and by case and ambient temperature.
+Errors = dict[str, dict[str, float]]
 
 
 class Scored(NamedTuple):
@@ -85,29 +87,49 @@ def filtered(scored: Sequence[Scored], fusion: Fusion) -> list[Estimate]:
     return [Estimate(*each) for each in zip(*parts, strict=True)]
 
 
-def errors(views: Sequence[tuple[str, Record, Estimate]]) -> dict[str, dict[str, float]]:
+class ViewErrors(NamedTuple):
+    """The errors of one view: points of SOC, and percent of its rows that lie in the interval."""
+
+    mae: float
+    rmse: float
+    worst: float
+    coverage90: float
+
+
+def settled(view: Record) -> Flags:
+    """Which rows are past the warm-up, for a model that does not say so itself."""
+    past: Flags = view.seconds - view.seconds[0] >= WARM_UP_SECONDS
+    return past
+
+
+def view_errors(view: Record, estimate: Estimate) -> ViewErrors:
+    """The errors of a view past the warm-up."""
+    *columns, scored = estimate
+    truth, (value, lo, hi) = view.soc[scored], (column[scored] for column in columns)
+    e = np.abs(value - truth)
+    inside = ((lo <= truth) & (truth <= hi)).mean()
+    return ViewErrors(float(e.mean()), float(np.sqrt((e**2).mean())), float(e.max()), 100 * float(inside))
+
+
+def errors(views: Sequence[tuple[str, Record, Estimate]]) -> Errors:
     """MAE, RMSE, worst error and coverage past the warm-up, percent: by case, and by case and ambient.
 
     A cycle counts as one, however long it is; the worst error is the worst of all rows.
     """
-    rows: dict[tuple[str, int], list[tuple[float, ...]]] = {}
-    for case, view, (value, lo, hi, settled) in views:
-        truth = view.soc[settled]
-        if len(truth) < 20:
-            continue
-        e = np.abs(value[settled] - truth)
-        inside = ((lo[settled] <= truth) & (truth <= hi[settled])).mean()
-        line = (float(e.mean()), float(np.sqrt((e**2).mean())), float(e.max()), 100 * float(inside))
-        rows.setdefault((case, view.ambient), []).append(line)
+    rows: dict[tuple[str, int], list[ViewErrors]] = {}
+    for case, view, estimate in views:
+        *_, scored = estimate
+        if scored.sum() >= 20:
+            rows.setdefault((case, view.ambient), []).append(view_errors(view, estimate))
     found = {}
     for case in dict.fromkeys(case for case, _ in rows):
         ambients = sorted(ambient for c, ambient in rows if c == case)
-        found[case] = _figures([line for a in ambients for line in rows[case, a]])
+        found[case] = _figures([each for a in ambients for each in rows[case, a]])
         found |= {f"{case}/{a}": _figures(rows[case, a]) for a in ambients}
     return found
 
 
-def _figures(lines: Sequence[tuple[float, ...]]) -> dict[str, float]:
+def _figures(lines: Sequence[ViewErrors]) -> dict[str, float]:
     mae, rmse, worst, coverage = np.array(lines).T
     figures = (mae.mean(), rmse.mean(), worst.max(), coverage.mean())
-    return {name: round(float(f), 3) for name, f in zip(("mae", "rmse", "worst", "coverage90"), figures, strict=True)}
+    return {name: round(float(f), 3) for name, f in zip(ViewErrors._fields, figures, strict=True)}
