@@ -1,13 +1,13 @@
-"""Foreign Parquet columns to the telemetry schema: lenient about types, strict about meaning.
+"""Foreign Parquet columns to the schema of a table: lenient about types, strict about meaning.
 
 Accepted: columns in any order, extra ones, other widths of numbers, text in any Arrow form, lists in
 any Arrow form, times of any resolution (naive ones are taken as UTC). What is missing becomes null
-where the schema allows it, an empty list for temperatures, no quality bits, and for the lineage the
+where the schema allows it, NaN, an empty list for temperatures, no quality bits, and for the lineage the
 place in the file. Refused, with one line that names file and column: a required column that is
 missing or holds nulls, and one whose type cannot mean what its name says.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,25 +15,36 @@ import pyarrow.compute as pc
 
 from voltmill.connectors.store import LakeError
 from voltmill.kernels.schema import FLOATS, LABEL, TELEMETRY, TIME, label
+from voltmill.kernels.session_table import KINDS
 
-REQUIRED: Final = ("device_id", "event_time", "current_ampere", "cell_voltage_volt")
+
+class Form(NamedTuple):
+    """What foreign columns are made to fit."""
+
+    schema: pa.Schema
+    required: tuple[str, ...]
+    """Columns that a file must have."""
 
 
-def check_columns(found: pa.Schema, file: str) -> None:
+TELEMETRY_FORM: Final = Form(TELEMETRY, ("device_id", "event_time", "current_ampere", "cell_voltage_volt"))
+
+
+def check_columns(found: pa.Schema, file: str, form: Form = TELEMETRY_FORM) -> None:
     """Raise ``LakeError`` if a required column is missing from a file."""
-    missing = [name for name in REQUIRED if name not in found.names]
+    missing = [name for name in form.required if name not in found.names]
     if missing:
         there = ", ".join(found.names) or "no columns"
         raise LakeError(f"{file}: no column {', '.join(missing)}; there are: {there}")
 
 
-def conform(batch: pa.RecordBatch, file: str, first_row: int) -> pa.RecordBatch:
-    """A batch of a file's rows as TELEMETRY.
+def conform(batch: pa.RecordBatch, file: str, first_row: int, form: Form = TELEMETRY_FORM) -> pa.RecordBatch:
+    """A batch of a file's rows in the schema of a table.
 
     Args:
-        batch: some of the columns of the file, all those of ``REQUIRED`` among them.
+        batch: some of the columns of the file, all that are required among them.
         file: path of the file in the lake; named in errors, and the partition of rows without one.
         first_row: number of the batch's first row in its file; the offset of rows without one.
+        form: of the table.
 
     Raises:
         LakeError: a column that cannot be read as its name says.
@@ -47,10 +58,10 @@ def conform(batch: pa.RecordBatch, file: str, first_row: int) -> pa.RecordBatch:
         >>> row["current_ampere"], row["source"], row["source_partition"], row["source_offset"]
         (2.0, 'lake', 'x.parquet', 5)
     """
-    if batch.schema.equals(TELEMETRY):
+    if batch.schema.equals(form.schema):
         return batch
     columns = []
-    for field in TELEMETRY:
+    for field in form.schema:
         given = batch.column(field.name) if field.name in batch.schema.names else None
         try:
             columns.append(_column(field, given, batch.num_rows, file, first_row))
@@ -58,7 +69,7 @@ def conform(batch: pa.RecordBatch, file: str, first_row: int) -> pa.RecordBatch:
             type_ = None if given is None else given.type
             reason = " ".join(str(error).split())
             raise LakeError(f"{file}: column {field.name} ({type_}) is not {field.type}: {reason}") from error
-    return pa.RecordBatch.from_arrays(columns, schema=TELEMETRY)
+    return pa.RecordBatch.from_arrays(columns, schema=form.schema)
 
 
 def _column(field: pa.Field, given: pa.Array | None, rows: int, file: str, first_row: int) -> pa.Array:
@@ -69,7 +80,7 @@ def _column(field: pa.Field, given: pa.Array | None, rows: int, file: str, first
         return places if given is None else pc.coalesce(given.cast(pa.int64()), places)
     if given is None:
         return _missing(field, rows)
-    if field.name == "current_ampere":
+    if pa.types.is_floating(field.type) and not field.nullable:
         return _floats(given, field.type).fill_null(np.nan)
     if field.name == "quality_bits":
         return given.cast(field.type).fill_null(0)
@@ -84,6 +95,8 @@ def _missing(field: pa.Field, rows: int) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(np.zeros(rows + 1, np.int32)), pa.array([], pa.float32()), FLOATS)
     if field.name == "quality_bits":
         return pa.array(np.zeros(rows, np.uint32))
+    if pa.types.is_floating(field.type) and not field.nullable:
+        return pa.array(np.full(rows, np.nan, field.type.to_pandas_dtype()))
     return pa.nulls(rows, field.type)
 
 
@@ -94,6 +107,8 @@ def _cast(given: pa.Array, type_: pa.DataType) -> pa.Array:
         return _lists(given)
     if pa.types.is_floating(type_):
         return _floats(given, type_)
+    if type_ == LABEL:
+        return _kinds(given)
     if pa.types.is_string(type_) and not _is_text(given.type):
         raise ValueError("text is expected")
     return given.cast(type_)
@@ -130,6 +145,17 @@ def _label(given: pa.Array | None, otherwise: str, rows: int) -> pa.Array:
     if not _is_text(given.type):
         raise ValueError("text is expected")
     return given.cast(pa.string()).fill_null(otherwise).dictionary_encode()
+
+
+def _kinds(given: pa.Array) -> pa.Array:
+    """The kinds of sessions: a word that is none would be asked of no model, and nobody would know why."""
+    if not _is_text(given.type):
+        raise ValueError("text is expected")
+    kinds = given.cast(pa.string())
+    for word in kinds.unique().drop_null().to_pylist():
+        if word not in KINDS:
+            raise ValueError(f"{word!r} is none of {', '.join(KINDS)}")
+    return kinds.dictionary_encode()
 
 
 def _is_text(type_: pa.DataType) -> bool:

@@ -1,6 +1,6 @@
-"""The data lake as a source: the telemetry archive, or any Parquet data set in its schema, read once.
+"""The data lake as a source: the archive of telemetry or sessions, or any Parquet data set in its schema, read once.
 
-Gives TELEMETRY record batches; ends with the last row. **One order, exactly: files in order of arrival
+Gives record batches of the table's schema; ends with the last row. **One order, exactly: files in order of arrival
 (``lake_files.arrival``; a data set from elsewhere in name order), rows in file order.** That is why
 the source has one Bytewax partition.
 
@@ -18,14 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
-from voltmill.connectors.conform import check_columns, conform
+from voltmill.connectors.conform import TELEMETRY_FORM, Form, check_columns, conform
 from voltmill.connectors.drain import Drain
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_files import Stream
 from voltmill.connectors.lake_range import EventRange, runs
 from voltmill.connectors.lake_reader import Walk
 from voltmill.connectors.store import LakeError
-from voltmill.kernels.schema import TELEMETRY
 
 #: ("v2", name of a file, row of it that comes next, the last file of each stream: base, shard, store, number;
 #: rows given so far). The name is empty before the first file. "v1" had neither last files (the streams end where
@@ -49,11 +48,12 @@ class Devices(Protocol):
 
 
 class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
-    """Reads a telemetry table from start to end.
+    """Reads a table from start to end.
 
     Args:
         where: the lake: a folder, an fsspec URL, or settings with credentials.
         table: folder below it that holds the Parquet files, at any depth.
+        form: what its rows are made to fit.
         batch_rows: rows a batch, about: small files are joined, so it may hold half as many more.
         start: the first event time wanted, with a zone; None: from the start of the archive.
         stop: the first event time no longer wanted, with a zone.
@@ -78,6 +78,7 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         where: LakeSettings | str,
         *,
         table: str = "telemetry",
+        form: Form = TELEMETRY_FORM,
         batch_rows: int = 8192,
         start: datetime | None = None,
         stop: datetime | None = None,
@@ -87,11 +88,11 @@ class LakeSource(FixedPartitionedSource[pa.RecordBatch, State]):
         on_progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.settings = where if isinstance(where, LakeSettings) else LakeSettings(url=str(where))
-        self.table = table
+        self.table, self.form = table, form
         self.batch_rows = batch_rows
         self.times = EventRange(start, stop)
         self.devices = devices
-        self.columns = [name for name in TELEMETRY.names if payload or name != "payload"]
+        self.columns = [name for name in form.schema.names if payload or name != "payload"]
         self.drain = drain or Drain()
         self.on_progress = on_progress
 
@@ -130,7 +131,7 @@ class LakeReader(StatefulSourcePartition[pa.RecordBatch, State]):
         self._progress(self._walk.done)
         if not pieces:
             return []
-        return [pieces[0] if len(pieces) == 1 else _joined(pieces)]
+        return [pieces[0] if len(pieces) == 1 else _joined(pieces, self._source.form.schema)]
 
     def snapshot(self) -> State:
         """The row that comes next, and where the reading ends; the next call of ``next_batch`` finds it durable."""
@@ -159,7 +160,7 @@ class LakeReader(StatefulSourcePartition[pa.RecordBatch, State]):
     def _read(self, file: pq.ParquetFile, name: str, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The wanted rows of a file from ``start`` to before ``stop``."""
         source = self._source
-        check_columns(file.schema_arrow, f"{source.table}/{name}")
+        check_columns(file.schema_arrow, f"{source.table}/{name}", source.form)
         columns = [column for column in source.columns if column in file.schema_arrow.names]
         for groups, first in runs(file.metadata, start, stop, lambda group: _may_hold(file, group, source)):
             reader = file.iter_batches(source.batch_rows, row_groups=groups, columns=columns, use_threads=False)
@@ -174,7 +175,7 @@ def _cut(
         skip = max(start - first, 0)
         if skip < after - first:
             part = batch.slice(skip, after - first - skip)
-            rows = source.times.filter(conform(part, name, first + skip))
+            rows = source.times.filter(conform(part, name, first + skip, source.form))
             yield after, rows if source.devices is None else source.devices.filter(rows)
         first += batch.num_rows
 
@@ -189,9 +190,9 @@ def _may_hold(file: pq.ParquetFile, group: int, source: LakeSource) -> bool:
     return source.devices.any(ids)
 
 
-def _joined(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+def _joined(pieces: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
     """One batch of several, whose labels may differ in their dictionaries."""
-    table = pa.Table.from_batches(pieces, TELEMETRY).unify_dictionaries()
+    table = pa.Table.from_batches(pieces, schema).unify_dictionaries()
     return table.combine_chunks().to_batches()[0]
 
 

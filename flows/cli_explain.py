@@ -26,7 +26,7 @@ def explain(
         str, typer.Option(help="Folder or URL that holds predictions/; default: that of the configuration.")
     ] = "",
     telemetry: Annotated[
-        str, typer.Option(help="Folder or URL that holds telemetry/; default: what a replay read, else --lake.")
+        str, typer.Option(help="Folder or URL of what they were made from; default: what a replay read, else --lake.")
     ] = "",
     target: Annotated[Target | None, typer.Option(help="Only predictions of this target.")] = None,
     model: Annotated[

@@ -1,5 +1,6 @@
 """The command that replays the archive."""
 
+import enum
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,20 @@ from voltmill.flows.cli_compare import Devices, JsonFile, Tolerance, Worst, show
 from voltmill.flows.config import Config, ConfigError, ModelEntry, load
 
 
+class Source(enum.Enum):
+    """What is replayed."""
+
+    telemetry = "telemetry"
+    sessions = "sessions"
+
+
 def replay(
-    lake: Annotated[str, typer.Option(help="Folder or URL that holds telemetry/.")],
+    lake: Annotated[str, typer.Option(help="Folder or URL that holds the table.")],
     out: Annotated[str, typer.Option(help="Folder or URL for the outputs; must hold none yet.")],
     config: ConfigFile = None,
+    table: Annotated[
+        Source, typer.Option(help="What to replay; sessions: for models of SOH and RUL alone, in seconds.")
+    ] = Source.telemetry,
     start: Annotated[str, typer.Option("--from", help="First event time, ISO 8601.")] = "",
     stop: Annotated[str, typer.Option("--to", help="Event time to stop before, ISO 8601.")] = "",
     warm_up: Annotated[
@@ -57,6 +68,7 @@ def replay(
             stop=last,
             warm_up=timedelta(hours=warm_up),
             devices=device or (),
+            table=table.value,
             telemetry=telemetry,
             state=state,
             epoch_seconds=epoch,

@@ -19,6 +19,7 @@ from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_files import parse
 from voltmill.connectors.lake_range import EventRange, runs
 from voltmill.connectors.lake_reader import Walk
+from voltmill.flows.forms import FORMS
 
 BATCH_ROWS: Final = 8192
 _ROW: Final = "file_row"
@@ -45,7 +46,7 @@ class DeviceRows:
 
     Args:
         settings: Of the lake.
-        table: Folder below it; the rows of ``telemetry`` are made to be of that schema.
+        table: Folder below it; the rows of ``telemetry`` and ``sessions`` are made to be of that schema.
         device_id: The device.
         columns: Those wanted; a file that lacks one gives batches without it. None: all.
         times: The event times wanted; None: all.
@@ -66,7 +67,7 @@ class DeviceRows:
         times: EventRange | None = None,
     ) -> None:
         self._device, self._columns, self._times = device_id, columns, times or EventRange()
-        self._telemetry = table == "telemetry"
+        self._table, self._form = table, FORMS.get(table)
         self._shards: dict[tuple[str, str], str] = {}
         self.cut: dict[str, int] = {}
         self._first: dict[tuple[str, str, str], int] = {}
@@ -102,14 +103,14 @@ class DeviceRows:
         return self._shards.get((base, store), shard) == shard
 
     def _read(self, file: pq.ParquetFile, path: str, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        if self._telemetry:
-            check_columns(file.schema_arrow, f"telemetry/{path}")
+        if self._form:
+            check_columns(file.schema_arrow, f"{self._table}/{path}", self._form)
         names = [n for n in file.schema_arrow.names if self._columns is None or n in self._columns]
         for groups, after in runs(file.metadata, start, stop, lambda k: self._may_hold(file, k)):
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names, use_threads=False):
                 first, after = after, after + batch.num_rows
-                if self._telemetry:
-                    batch = conform(batch, path, first)
+                if self._form:
+                    batch = conform(batch, path, first, self._form)
                 mine = pc.equal(batch.column("device_id").cast(pa.string()), self._device)
                 rows = np.flatnonzero(mine.to_numpy(zero_copy_only=False)) + first
                 rows = rows[(rows >= start) & (rows < stop)]

@@ -42,7 +42,8 @@ def explain(
         lake: Folder or URL that holds ``predictions/``.
         device_id: The device.
         time: Event time.
-        telemetry: Folder or URL that holds ``telemetry/``; empty: what a replay read, else the same lake.
+        telemetry: Folder or URL that holds ``telemetry/``, or ``sessions/`` where a replay of these made the
+            predictions; empty: what the replay read, else the same lake.
         target: Only this one; empty: any.
         model: Only predictions by a model of this name, or whose digest begins so; empty: any.
         files: ONNX files of models that are no longer in force.

@@ -1,4 +1,4 @@
-"""Where the telemetry lies that stored predictions were made from, and how it was read."""
+"""Where the rows lie that stored predictions were made from, telemetry or sessions, and how they were read."""
 
 from datetime import timedelta
 from typing import NamedTuple
@@ -8,6 +8,7 @@ import msgspec
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_range import EventRange
 from voltmill.flows.config import Config
+from voltmill.flows.forms import Replayable
 from voltmill.flows.replay_plan import FOLDER, REPORT, Plan, plan_of
 
 
@@ -15,9 +16,14 @@ class Origin(NamedTuple):
     """What predictions were made from."""
 
     lake: LakeSettings
-    """Holds ``telemetry/``."""
+    """Holds the rows."""
     replay: Plan | None
     """The replay that made them; None: a live flow, or it left no report."""
+
+    @property
+    def table(self) -> Replayable:
+        """Which rows they are."""
+        return self.replay.table if self.replay else "telemetry"
 
     @property
     def times(self) -> EventRange:
@@ -39,13 +45,14 @@ class Origin(NamedTuple):
             stop=plan.stop,
             warm_up_seconds=plan.warm_up_seconds,
             devices=plan.devices,
+            table=plan.table,
             telemetry=plan.telemetry,
         )
         return plan.differences(msgspec.structs.replace(now, models=plan.models, shards=plan.shards))
 
 
 def origin_of(predictions: LakeSettings, telemetry: str = "") -> Origin:
-    """Where the telemetry lies.
+    """Where the rows lie.
 
     Args:
         predictions: The lake that holds ``predictions/``: of a live flow, or the outputs of a replay.

@@ -1,7 +1,8 @@
 """One pass through a device's telemetry, in which stored predictions of one recovery store are made again.
 
-State began anew with each recovery store, so only the rows of that store count; a replay reads all of them as
-one. The models are put in force where the lake says that they were (``explain_models``).
+Where sessions were replayed the pass goes through these. State began anew with each recovery store, so only the
+rows of that store count; a replay reads all of them as one. The models are put in force where the lake says that
+they were (``explain_models``).
 """
 
 from collections import Counter
@@ -25,7 +26,7 @@ class Pass:
 
     Args:
         config: Fleet and settings.
-        origin: Where the telemetry lies.
+        origin: Where the rows lie.
         history: The device's stored predictions.
         shelf: The models at hand.
         wanted: Predictions to make again, all of one recovery store and one event time.
@@ -65,7 +66,8 @@ class Pass:
         self.cast = Cast(self.runs, history, shelf, _spares(shelf, wanted), begun=self.replayed or self.late)
         self._stages = Stages(config, self.cast.chosen, self.cast.tables)
         self.cast.on_change = self._stages.renew
-        self._read(DeviceRows(origin.lake, "telemetry", wanted[0].prediction.device_id, times=origin.times))
+        self._from = origin.table
+        self._read(DeviceRows(origin.lake, self._from, wanted[0].prediction.device_id, times=origin.times))
 
     def _read(self, rows: DeviceRows) -> None:
         for piece in rows:
@@ -86,7 +88,7 @@ class Pass:
         for first, last in zip(cuts, cuts[1:], strict=False):
             part = batch.slice(first, last - first)
             self.cast.enter(part)
-            self._keep(self._stages.apply(part))
+            self._keep(self._stages.apply(part) if self._from == "telemetry" else self._stages.go_on(part))
 
     def _locate(self, piece: Rows) -> int:
         """Note where the rows stand that the predictions name; gives how many rows of the piece are needed."""
@@ -96,12 +98,12 @@ class Pass:
             p = stored.prediction
             # A session's last sample is the prediction's time; the row that finished it came later, and of the
             # samples of its message the last one is taken.
-            session = self._table(k) in ("sessions", "health")
-            fits = times > self._time if session else times == self._time
+            later = self._from == "telemetry" and self._table(k) in ("sessions", "health")
+            fits = times > self._time if later else times == self._time
             for row in np.flatnonzero((offsets == p.source_offset) & fits):
                 lineage = (piece.batch.column(name)[row].as_py() for name in ("source", "source_partition"))
                 if tuple(lineage) == (p.source, p.source_partition):
-                    self.places[k] = (f"telemetry/{piece.file}", int(piece.numbers[row]))
+                    self.places[k] = (f"{self._from}/{piece.file}", int(piece.numbers[row]))
                     end = max(end, int(row) + 1)
         return end if len(self.places) == len(self.wanted) else len(times)
 

@@ -6,12 +6,15 @@ redrive -+     |                         +-> sessions -+-> estimate --+-----> pr
                |                         |             +-> session archive
                |                         +-> telemetry archive
                +-> dead letters
+
+A source of telemetry (the lake) enters before ``shard``; one of sessions enters there too, and goes on where
+the finished sessions do.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import bytewax.operators as op
 import pyarrow as pa
@@ -67,7 +70,7 @@ def build(
     config: Config,
     *,
     redrive: Source[pa.RecordBatch] | None = None,
-    decoded: bool = False,
+    emits: Literal["raw", "telemetry", "sessions"] = "raw",
     models: Models | None = None,
     since: datetime | None = None,
     metrics: Metrics | None = None,
@@ -75,11 +78,11 @@ def build(
     """Build the dataflow.
 
     Args:
-        source: Emits batches of the ``RAW`` schema, or of ``TELEMETRY`` if ``decoded``.
+        source: Emits batches of ``RAW``, or what ``emits`` says.
         sinks: Where telemetry, predictions and dead letters go.
         config: Everything else.
         redrive: Emits ``RAW`` batches of messages that are sent again; None: there are none.
-        decoded: Whether the source emits telemetry, as the lake does.
+        emits: What the source emits; the steps before that are left out, and what they would have given.
         models: The models in force; those of the configuration, live, if not given.
         since: Predictions for earlier event times are not given out: those samples only warm the state up.
         metrics: What counts; a new one if not given.
@@ -93,7 +96,7 @@ def build(
     flow = Dataflow("voltmill")
     stream = op.input("source", flow, source)
     letters: list[Keyed] = []
-    if not decoded:
+    if emits == "raw":
         if redrive is not None:
             stream = op.merge("sources", stream, op.input("redrive", flow, redrive))
         stream = op.inspect("raw", stream, lambda _, batch: metrics.on_raw(batch))
@@ -110,15 +113,7 @@ def build(
     # The number of shards is part of the step ids, so a store made for another number is not misread.
     tag = f"{config.run.shards}"
     keyed = shard(f"shard-{tag}", stream, shards=config.run.shards)
-    judged = quality(f"quality-{tag}", keyed, settings=config.quality, fleet=fleet, observe=metrics.observe("quality"))
-    judged = op.inspect("telemetry", judged, lambda _, item: metrics.on_telemetry(item[1]))
-    rows = features(
-        f"features-{tag}", judged, settings=config.features, fleet=fleet, observe=metrics.observe("features")
-    )
     predictions: list[Keyed] = []
-    finished = sessions(
-        f"sessions-{tag}", judged, settings=config.sessions, fleet=fleet, observe=metrics.observe("sessions")
-    )
 
     def ask(table: Table, up: Keyed) -> Keyed:
         """Predictions of the models of a table; gives the rows with their values."""
@@ -135,15 +130,26 @@ def build(
         letters.append(found.failures)
         return found.values
 
-    ask("features", rows)
+    archived: dict[str, list[Keyed]] = {"telemetry": [], "sessions": []}
+    finished = keyed
+    if emits != "sessions":
+        observe = metrics.observe
+        judged = quality(f"quality-{tag}", keyed, settings=config.quality, fleet=fleet, observe=observe("quality"))
+        judged = op.inspect("telemetry", judged, lambda _, item: metrics.on_telemetry(item[1]))
+        rows = features(f"features-{tag}", judged, settings=config.features, fleet=fleet, observe=observe("features"))
+        finished = sessions(
+            f"sessions-{tag}", judged, settings=config.sessions, fleet=fleet, observe=observe("sessions")
+        )
+        archived = {"telemetry": [judged], "sessions": [_since("since-finished", finished, since)]}
+        ask("features", rows)
     valued = ask("sessions", finished)
     ask("health", health(f"health-{tag}", valued, settings=config.health, fleet=fleet))
     predictions = _tap("estimated", predictions, metrics.on_predictions)
     for k, database in enumerate(sinks.databases if predictions else ()):
         refused = database.upsert(f"sql-{k}", op.merge(f"sql-{k}-all", *predictions))
         letters.append(_keyed_letters(f"dead-sql-{k}", refused, config.run.shards))
-    _end("telemetry", [judged], sinks.telemetry)
-    _end("sessions", [_since("since-finished", finished, since)], sinks.sessions)
+    _end("telemetry", archived["telemetry"], sinks.telemetry)
+    _end("sessions", archived["sessions"], sinks.sessions)
     _end("predictions", predictions, sinks.predictions)
     _end("dead_letters", _tap("refused", letters, metrics.on_dead_letters), sinks.dead_letters)
     return flow

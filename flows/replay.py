@@ -1,5 +1,8 @@
 """replay: the archive through the same graph, into a chosen place, without broker or database.
 
+What is replayed is the telemetry, or the sessions that were found in it: then only models of SOH and RUL are
+asked, and a replay of years takes seconds.
+
 Rows come in the order they arrived (``lake_files.arrival``) and their quality bits
 are computed anew, so a replay from where the archive starts gives the live predictions bit for bit.
 One from the middle begins with cold state; ``warm_up`` feeds the rows before it first.
@@ -21,13 +24,13 @@ from voltmill.connectors.lake import LakeSettings, LakeSink
 from voltmill.connectors.lake_source import LakeSource
 from voltmill.flows import graph
 from voltmill.flows.choice import Models
-from voltmill.flows.config import Config, RunSettings
+from voltmill.flows.config import Config, ConfigError, RunSettings
+from voltmill.flows.forms import FORMS, Replayable
 from voltmill.flows.recovery import close_store, open_store
 from voltmill.flows.replay_plan import Plan, Work, plan_of, refuse_lake
 from voltmill.flows.running import run
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
 from voltmill.operators.patterns import DevicePatterns
-from voltmill.operators.sessions import schema as session_schema
 from voltmill.operators.shard import shard_names
 
 #: Name of the files: the outputs have one recovery store, and it does not outlive the replay.
@@ -64,6 +67,7 @@ def replay(
     stop: datetime | None = None,
     warm_up: timedelta = timedelta(hours=1),
     devices: Sequence[str] = (),
+    table: Replayable = "telemetry",
     telemetry: bool = False,
     state: str = "",
     epoch_seconds: float = EPOCH_SECONDS,
@@ -74,12 +78,14 @@ def replay(
 
     Args:
         config: Fleet, models and thresholds; its lake, database and broker are not used.
-        lake: Folder or fsspec URL that holds ``telemetry/``.
+        lake: Folder or fsspec URL that holds the table.
         out: Folder or URL for ``predictions/`` and ``dead_letters/``, which must not hold any yet.
         start: First event time to predict; None: from the first row.
         stop: Event time to stop before; None: to the last row.
         warm_up: How far before ``start`` to read.
         devices: Patterns on ``device_id``; none: all devices.
+        table: What to replay. With ``sessions`` only models of SOH and RUL are asked; they give what they give in a
+            replay of the telemetry that these sessions were found in.
         telemetry: Whether to write ``telemetry/`` with the new quality bits as well.
         state: Folder for what it needs to go on; empty: in ``out``, or below ``voltmill-data`` if that is remote.
         epoch_seconds: Time between two points it can go on from, s.
@@ -88,7 +94,7 @@ def replay(
 
     Raises:
         ConfigError: ``out`` holds predictions already, belongs to an archive, or holds an unfinished replay of
-            something else; or the configuration cannot be used.
+            something else; or the configuration cannot be used, or asks no model about sessions.
         LakeError: The archive cannot be read or the outputs cannot be written.
         Stopped: ``drain`` was requested; what was done so far is stored.
     """
@@ -99,13 +105,19 @@ def replay(
         stop=stop,
         warm_up_seconds=warm_up.total_seconds(),
         devices=tuple(devices),
+        table=table,
         telemetry=telemetry,
     )
+    models = Models(config, "replay")
+    if table == "sessions":
+        _check_sessions(models, telemetry)
     refuse_lake(config, lake, out)
     target = msgspec.structs.replace(config.lake, url=out)
     work, watch = Work(target, out, state), _Watch(on_progress)
     source = LakeSource(
         msgspec.structs.replace(config.lake, url=lake),
+        table=table,
+        form=FORMS[table],
         start=start - warm_up if start else None,
         stop=stop,
         devices=DevicePatterns(devices) if devices else None,
@@ -114,10 +126,10 @@ def replay(
     )
     flow = graph.build(
         source,
-        _sinks(target, config.run.shards, telemetry),
+        _sinks(target, config.run.shards, table, telemetry),
         config,
-        decoded=True,
-        models=Models(config, "replay"),
+        emits=table,
+        models=models,
         since=start,
     )
     fresh = work.begin(plan)
@@ -152,13 +164,23 @@ class _Watch:
         self._tell(done, total, rows)
 
 
-def _sinks(out: LakeSettings, shards: int, telemetry: bool) -> graph.Sinks:
+def _check_sessions(models: Models, telemetry: bool) -> None:
+    if telemetry:
+        raise ConfigError("--telemetry: a replay of sessions reads no telemetry that it could write; leave it out")
+    if not models.of("sessions")():
+        raise ConfigError(
+            "--table sessions: no model in force is asked about sessions; name one of SOH, "
+            "such as measured_soh, in [[model]] or with --model"
+        )
+
+
+def _sinks(out: LakeSettings, shards: int, replayed: Replayable, telemetry: bool) -> graph.Sinks:
     def table(name: str, schema: Any) -> list[LakeSink]:
         return [LakeSink(out, table=name, schema=schema, shards=shard_names(shards), store=STORE)]
 
     return graph.Sinks(
         telemetry=table("telemetry", TELEMETRY) if telemetry else [],
-        sessions=table("sessions", session_schema()),
+        sessions=table("sessions", FORMS["sessions"].schema) if replayed == "telemetry" else [],
         predictions=table("predictions", PREDICTION),
         dead_letters=table("dead_letters", DEAD_LETTER),
     )

@@ -24,13 +24,18 @@ from voltmill.connectors.lake_reader import listed, open_parquet
 from voltmill.connectors.store import Store
 from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, ConfigError
+from voltmill.flows.forms import Replayable
 
 FOLDER: Final = "_replay"
 REPORT: Final = "_replay.json"
 TABLES: Final = ("predictions", "dead_letters", "telemetry")
 
-#: Tables of the configuration that what a replay gives depends on; ``run.shards`` and the models are looked at apart.
-_TABLES: Final = ("quality", "features", "sessions", "health", "fleet")
+#: By what is replayed, the tables of the configuration that what it gives depends on; ``run.shards`` and the models
+#: are looked at apart.
+_TABLES: Final[dict[Replayable, tuple[str, ...]]] = {
+    "telemetry": ("quality", "features", "sessions", "health", "fleet"),
+    "sessions": ("health", "fleet"),
+}
 _PLAN: Final = "plan.json"
 
 
@@ -55,6 +60,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """0 without ``start``."""
     devices: tuple[str, ...]
     """Patterns, sorted."""
+    table: Replayable = "telemetry"
+    """What is read."""
     telemetry: bool
     shards: int
     models: tuple[ReplayedModel, ...]
@@ -68,7 +75,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             was, now = getattr(self, field), getattr(other, field)
             if was != now:
                 found.append(f"{word} was {_shown(was)}, now {_shown(now)}")
-        changed = [name for name in _TABLES if self.settings.get(name) != other.settings.get(name)]
+        both = [name for name in self.settings if name in other.settings]
+        changed = [name for name in both if self.settings[name] != other.settings[name]]
         return found + [f"[[{name}]] differs" if name == "fleet" else f"[{name}] differs" for name in changed]
 
 
@@ -79,6 +87,7 @@ _WORDS: Final = {
     "stop": "--to",
     "warm_up_seconds": "the warm-up in seconds",
     "devices": "--device",
+    "table": "--table",
     "telemetry": "--telemetry",
     "shards": "[run] shards",
     "models": "the model",
@@ -93,6 +102,7 @@ def plan_of(
     stop: datetime | None,
     warm_up_seconds: float,
     devices: tuple[str, ...],
+    table: Replayable,
     telemetry: bool,
 ) -> Plan:
     """The plan of a replay.
@@ -107,12 +117,15 @@ def plan_of(
         stop=stop,
         warm_up_seconds=warm_up_seconds if start else 0.0,
         devices=tuple(sorted(set(devices))),
+        table=table,
         telemetry=telemetry,
         shards=config.run.shards,
         models=tuple(
-            ReplayedModel(model.contract.name, model.sha256, mode) for model, mode in Models(config, "replay").current()
+            ReplayedModel(model.contract.name, model.sha256, mode)
+            for model, mode in Models(config, "replay").current()
+            if table == "telemetry" or model.contract.table != "features"
         ),
-        settings={name: _digest(getattr(config, name)) for name in _TABLES},
+        settings={name: _digest(getattr(config, name)) for name in _TABLES[table]},
     )
 
 

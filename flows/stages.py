@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from voltmill.flows.choice import TABLES, Table
 from voltmill.flows.config import Config
+from voltmill.kernels.schema import TELEMETRY
 from voltmill.operators.estimate import EstimateState
 from voltmill.operators.features import FeatureState
 from voltmill.operators.health import HealthState
@@ -55,11 +56,20 @@ class Stages:
         if self.features is not None:
             self._estimate("features", self.features.apply(passed.telemetry), passed)
         if self.sessions is not None:
-            values = self._estimate("sessions", self.sessions.apply(passed.telemetry), passed)
-            if self.health is not None:
-                for batch in values:
-                    self._estimate("health", self.health.apply(batch), passed)
+            self._go_on(self.sessions.apply(passed.telemetry), passed)
         return passed
+
+    def go_on(self, sessions: pa.RecordBatch) -> Passed:
+        """What comes of sessions that were found before; there is no telemetry then."""
+        passed = Passed(pa.RecordBatch.from_pylist([], TELEMETRY), {}, [], [])
+        self._go_on(sessions, passed)
+        return passed
+
+    def _go_on(self, sessions: pa.RecordBatch, passed: Passed) -> None:
+        values = self._estimate("sessions", sessions, passed)
+        if self.health is not None:
+            for batch in values:
+                self._estimate("health", self.health.apply(batch), passed)
 
     def renew(self) -> None:
         """Go over to the models that are in force now, as at the end of an epoch."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -73,7 +73,7 @@ class Lake:
         store: str = STORE,
         recovery: Path | None = None,
         settings: Config | None = None,
-        decoded: bool = False,
+        emits: Literal["raw", "telemetry"] = "raw",
     ) -> None:
         where, names = LakeSettings(url=self.url, max_file_rows=300, max_snapshot_bytes=20_000), shard_names(SHARDS)
         tables = (("telemetry", TELEMETRY), ("predictions", PREDICTION), ("dead_letters", DEAD_LETTER))
@@ -81,7 +81,7 @@ class Lake:
             **{n: [LakeSink(where, table=n, schema=s, shards=names, store=store)] for n, s in tables}  # type: ignore[arg-type]
         )
         source = TestingSource(batches, batch_size=1)
-        flow = graph.build(source, sinks, settings or config(), models=models, decoded=decoded)
+        flow = graph.build(source, sinks, settings or config(), models=models, emits=emits)
         self.run_flow(flow, recovery=recovery, epoch_seconds=0)
 
     def predictions(self, device: str) -> list[dict[str, Any]]:
@@ -417,7 +417,7 @@ def test_soh_of_sessions_and_the_rest_of_life(run_flow: RunFlow, tmp_path: Path)
     fleet = (FleetEntry(match="m*", cell_type="lg-hg2", capacity_ah=3.0, operating_volt=(2.7, 4.2)),)
     settings = config(fleet=fleet, model=tuple(ModelEntry(name=str(tmp_path / f"{n}.onnx")) for n in ("soh", "rul")))
     lake = Lake(str(tmp_path / "lake"), run_flow)
-    lake.live(batches, Script(Chosen(soh, "live"), Chosen(rul, "live")), settings=settings, decoded=True)
+    lake.live(batches, Script(Chosen(soh, "live"), Chosen(rul, "live")), settings=settings, emits="telemetry")
     rows = lake.predictions("m")
     assert [row["target"] for row in rows].count("soh") == [row["target"] for row in rows].count("rul") == 3
     for row in rows:
