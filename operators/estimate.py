@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.schema import PREDICTION
-from voltmill.operators.lane import Answer, Asked, Lane, Outputs, serves
+from voltmill.operators.lane import Answer, Asked, Lane, Outputs
 from voltmill.operators.model import Choice, Chosen, Mode, Model
 from voltmill.operators.predictions import Spare, failure_batch, prediction_batch, values_batch
 from voltmill.operators.remote import Queue
+from voltmill.operators.sharing import Share, share_out, unserved
 from voltmill.operators.table import DeviceTable, state_parts
 
 Flags = NDArray[np.bool_]
@@ -55,17 +56,6 @@ class EstimateOut:
     """The rows with ``value``, ``lo90`` and ``hi90`` of the first model that counts for their device."""
 
 
-class _Share(NamedTuple):
-    """Which rows are a lane's, by index of the fleet entry; the last element answers for -1, the device of no entry."""
-
-    rows: Flags
-    """It gives a prediction for them."""
-    known: Flags
-    """Its model was made for them; else the prediction is null."""
-    first: Flags
-    """No model before it counts for them."""
-
-
 class _Job(NamedTuple):
     """Rows that a lane is asked about."""
 
@@ -92,7 +82,7 @@ class EstimateState:
         self.table = DeviceTable(np.dtype("<u1"), fleet, devices)
         self._chosen: tuple[Chosen, ...] = ()
         self._lanes: list[Lane] = []
-        self._shares: list[_Share] = []
+        self._shares: list[Share] = []
         self._queues: dict[int, Queue[_Job, Outputs]] = {}
         self._unserved = np.zeros(0, np.bool_)
         self._settled = False
@@ -174,12 +164,14 @@ class EstimateState:
         """Make the lanes of the models, and let each go on from what is stored under its model's name."""
         self._chosen = chosen
         order = {"fallback": 0, "live": 1, "replay": 1, "shadow": 2}  # an answer must be there before it is needed
-        self._lanes = [Lane(each) for each in sorted(chosen, key=lambda each: order[each.mode])]
+        chosen = tuple(sorted(chosen, key=lambda each: order[each.mode]))
+        self._lanes = [Lane(each) for each in chosen]
         self._grow()
         # A name may stand for two models, one live and one in shadow: the digest decides, then the name alone.
         states = {lane[0]: (lane, pending) for lane, pending in stored}
         states |= {(lane[0], lane[1]): (lane, pending) for lane, pending in stored}
-        self._shares = self._shared()
+        self._shares = share_out(chosen, self._fleet)
+        self._unserved = unserved(chosen, self._fleet)
         self._queues = {
             k: Queue(lambda job, lane=lane: lane.predict(job.asked))  # type: ignore[misc]
             for k, lane in enumerate(self._lanes)
@@ -199,38 +191,6 @@ class EstimateState:
         asked = self._lanes[k].ask(rows, slots, share.known[entry])
         for _ in self._queues[k].put(_Job(asked, Spare.none(len(rows)), share.first[entry])):
             raise AssertionError("a snapshot holds no more batches than a queue")
-
-    def _shared(self) -> list[_Share]:
-        """Who answers for whom. Rows of samples that nobody was made for are the first model's, to say so."""
-        entries, shares = [*self._fleet.entries, None], []
-        knows = [
-            np.array([e is not None and serves(lane.chosen.model.contract, e) for e in entries]) for lane in self._lanes
-        ]
-        taken: dict[str, Flags] = {}
-        nobody = np.ones(len(entries), np.bool_)
-        for known in knows:
-            nobody &= ~known
-        self._unserved = nobody
-        told = set[str]()
-        for lane, known in zip(self._lanes, knows, strict=True):
-            contract, mode = lane.chosen.model.contract, lane.chosen.mode
-            rows = known
-            if mode == "fallback":
-                shares.append(_Share(known, known, np.zeros_like(known)))
-                continue
-            served = np.logical_or.reduce(
-                [k for other, k in zip(self._lanes, knows, strict=True) if _same_target(other, lane)]
-            )
-            if contract.table == "features" and contract.target not in told:
-                rows = known | ~served
-                told.add(contract.target)
-            first = np.zeros_like(known)
-            if mode != "shadow":
-                before = taken.setdefault(contract.target, np.zeros_like(known))
-                first = known & ~before
-                before |= known
-            shares.append(_Share(rows, known, first))
-        return shares
 
     def _grow(self) -> None:
         for lane in self._lanes:
@@ -301,10 +261,6 @@ class _Logic(StatefulBatchLogic[pa.RecordBatch, Made, Any]):
 
     def snapshot(self) -> Any:
         return self._state.snapshot()
-
-
-def _same_target(a: Lane, b: Lane) -> bool:
-    return a.chosen.mode != "fallback" and a.chosen.model.contract.target == b.chosen.model.contract.target
 
 
 def _to_bytes(rows: pa.RecordBatch) -> bytes:

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from voltmill.kernels.fleet import FleetEntry
 from voltmill.kernels.fusion import COASTED, FUSION_STATE, MEASURED, WITHHELD, fuse
 from voltmill.kernels.schema import Quality
 from voltmill.kernels.sequence import carry_restarts
-from voltmill.operators.contract import Contract, Matrix
+from voltmill.operators.contract import Matrix
 from voltmill.operators.memory import grown, memory, packed, unpack
 from voltmill.operators.model import Chosen
 from voltmill.operators.predictions import Interval
@@ -24,12 +23,6 @@ from voltmill.operators.predictions import Interval
 Flags = NDArray[np.bool_]
 
 _LAPLACE_90: Final = np.float32(np.log(10.0))  # 90 % of a Laplace density lie within ln(10) scales
-
-
-def serves(contract: Contract, entry: FleetEntry) -> bool:
-    """Whether a model was made for the devices of a fleet entry, and the entry does not choose others."""
-    made_for = contract.cell_type in ("*", entry.cell_type)
-    return made_for and (entry.models is None or contract.name in entry.models)
 
 
 class Asked(NamedTuple):
