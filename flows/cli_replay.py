@@ -83,7 +83,7 @@ def replay(
     if first:
         typer.echo(f"state warmed up on the {warm_up:g} h before {first.isoformat()}; before that it knew nothing")
     if compare:
-        chosen = Selection(start=first, stop=last, devices=tuple(device or ()))
+        chosen = Selection(start=first, stop=last, devices=tuple(device or ()), targets=done.targets)
         show(settings.lake, compare, out, chosen, tolerance=tolerance, worst=worst, json=json)
 
 

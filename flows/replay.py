@@ -56,6 +56,8 @@ class Replayed(msgspec.Struct, frozen=True):
     """Time it took since the last start, s, without starting the engine."""
     rows_before: int = 0
     """Rows that were read before the last start."""
+    targets: tuple[str, ...] = ()
+    """Targets of the models that were asked about sessions; empty: telemetry was replayed, with any target."""
 
 
 def replay(
@@ -109,8 +111,9 @@ def replay(
         telemetry=telemetry,
     )
     models = Models(config, "replay")
+    targets: tuple[str, ...] = ()
     if table == "sessions":
-        _check_sessions(models, telemetry)
+        targets = _targets_of_sessions(models, telemetry)
     refuse_lake(config, lake, out)
     target = msgspec.structs.replace(config.lake, url=out)
     work, watch = Work(target, out, state), _Watch(on_progress)
@@ -145,7 +148,7 @@ def replay(
             work.remove()  # there is no archive, or no such place: nothing was begun
     if not watch.ended:
         raise Stopped(f"stopped after {watch.rows} rows; the same command goes on from there")
-    return _finished(work, plan, watch, seconds)
+    return _finished(work, plan, watch, seconds, targets)
 
 
 class _Watch:
@@ -164,14 +167,17 @@ class _Watch:
         self._tell(done, total, rows)
 
 
-def _check_sessions(models: Models, telemetry: bool) -> None:
+def _targets_of_sessions(models: Models, telemetry: bool) -> tuple[str, ...]:
+    """The targets that a replay of sessions gives; refused where that would be none."""
     if telemetry:
         raise ConfigError("--telemetry: a replay of sessions reads no telemetry that it could write; leave it out")
-    if not models.of("sessions")():
+    asked = models.of("sessions")()
+    if not asked:
         raise ConfigError(
             "--table sessions: no model in force is asked about sessions; name one of SOH, "
             "such as measured_soh, in [[model]] or with --model"
         )
+    return tuple(dict.fromkeys(model.contract.target for model, _ in [*asked, *models.of("health")()]))
 
 
 def _sinks(out: LakeSettings, shards: int, replayed: Replayable, telemetry: bool) -> graph.Sinks:
@@ -186,7 +192,7 @@ def _sinks(out: LakeSettings, shards: int, replayed: Replayable, telemetry: bool
     )
 
 
-def _finished(work: Work, plan: Plan, watch: _Watch, seconds: float) -> Replayed:
-    done = Replayed(watch.rows, work.predictions(), seconds, watch.before or 0)
+def _finished(work: Work, plan: Plan, watch: _Watch, seconds: float, targets: tuple[str, ...]) -> Replayed:
+    done = Replayed(watch.rows, work.predictions(), seconds, watch.before or 0, targets)
     work.finish(plan, {"rows": done.rows, "predictions": done.predictions, "seconds": round(seconds, 3)})
     return done
