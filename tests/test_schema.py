@@ -17,6 +17,7 @@ def test_the_bits_are_those_of_every_archive():
         "DUPLICATE": 0, "LATE": 1, "OUT_OF_ORDER": 2, "CLOCK_SKEW": 3, "GAP_BEFORE": 4, "RANGE": 5, "RATE": 6,
         "STUCK": 7, "SIGN_SUSPECT": 8, "CELL_COUNT_CHANGED": 9, "SUM_MISMATCH": 10, "UNIT_CONVERTED": 11,
         "REISSUED": 12, "UNKNOWN_CELL": 13, "OUT_OF_DOMAIN": 14, "WARM_UP": 15, "MODEL_FAILED": 16,
+        "PARTIAL_SESSION": 17,
     }  # fmt: skip
 
 
