@@ -26,7 +26,6 @@ from voltmill.operators.model import (
     OnnxModel,
     check_columns,
     check_model,
-    discover,
     load,
 )
 
@@ -102,11 +101,10 @@ class Models:
         return lambda: [each for each in self.current() if each.model.contract.table == table]
 
     def _from_configuration(self) -> dict[str, Chosen]:
-        found, out = discover(columns=self._columns), {}
+        out = {}
         for name, entry in self._entries.items():
             try:
-                there = None if entry.endpoint else found.models.get(name)
-                out[name] = Chosen(there or self._load(entry), self._mode_of(entry))
+                out[name] = Chosen(self._load(entry), self._mode_of(entry))
             except ModelError as e:
                 if name not in self._in_folder:
                     raise ConfigError(f"[[model]] {e}") from None

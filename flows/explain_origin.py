@@ -47,6 +47,7 @@ class Origin(NamedTuple):
             devices=plan.devices,
             table=plan.table,
             telemetry=plan.telemetry,
+            models=(),
         )
         return plan.differences(msgspec.structs.replace(now, models=plan.models, shards=plan.shards))
 

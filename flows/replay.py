@@ -100,6 +100,7 @@ def replay(
         LakeError: The archive cannot be read or the outputs cannot be written.
         Stopped: ``drain`` was requested; what was done so far is stored.
     """
+    models = Models(config, "replay")
     plan = plan_of(
         config,
         lake,
@@ -109,8 +110,8 @@ def replay(
         devices=tuple(devices),
         table=table,
         telemetry=telemetry,
+        models=models.current(),
     )
-    models = Models(config, "replay")
     targets: tuple[str, ...] = ()
     if table == "sessions":
         targets = _targets_of_sessions(models, telemetry)

@@ -11,6 +11,7 @@ before anything is written, and removed when the outputs are whole and ``_replay
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,9 +23,9 @@ from voltmill import __version__
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.lake_reader import listed, open_parquet
 from voltmill.connectors.store import Store
-from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, ConfigError
 from voltmill.flows.forms import Replayable
+from voltmill.operators.model import Chosen
 
 FOLDER: Final = "_replay"
 REPORT: Final = "_replay.json"
@@ -104,12 +105,9 @@ def plan_of(
     devices: tuple[str, ...],
     table: Replayable,
     telemetry: bool,
+    models: Sequence[Chosen],
 ) -> Plan:
-    """The plan of a replay.
-
-    Raises:
-        ConfigError: A model cannot be used.
-    """
+    """The plan of a replay."""
     return Plan(
         voltmill=__version__,
         lake=_full(config.lake, lake),
@@ -122,7 +120,7 @@ def plan_of(
         shards=config.run.shards,
         models=tuple(
             ReplayedModel(model.contract.name, model.sha256, mode)
-            for model, mode in Models(config, "replay").current()
+            for model, mode in models
             if table == "telemetry" or model.contract.table != "features"
         ),
         settings={name: _digest(getattr(config, name)) for name in _TABLES[table]},

@@ -13,7 +13,7 @@ import pyarrow as pa
 from voltmill.connectors.mqtt_delivered import Delivered
 from voltmill.connectors.mqtt_inbox import Inbox
 from voltmill.flows.choice import Models
-from voltmill.flows.config import Config
+from voltmill.flows.config import Config, ModelEntry
 from voltmill.flows.simulate import SimulateSettings, messages
 from voltmill.kernels.compile import CACHE_DIR
 from voltmill.kernels.fleet import Fleet, FleetEntry
@@ -41,7 +41,7 @@ def warm_up() -> None:
     fleet = Fleet([FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=3.0)])
     settings = SimulateSettings(gateways=1, packs_per_gateway=1, modules_per_pack=2, duration_seconds=20.0)
     payloads = [payload for _, payload in messages(settings)]
-    config = Config()
+    config = Config(model=(ModelEntry(name="lg_hg2_soc"),))
     telemetry, _ = Decoder(config.decode)(raw_batch(payloads))
     assert telemetry is not None
     for _, part in split(telemetry, 2):

@@ -6,7 +6,8 @@ Whatever is wrong with a model is found here, at load, and said in one line.
 """
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -115,14 +116,18 @@ class Discovery(NamedTuple):
     """One line for each model that could not be loaded."""
 
 
-def load(path: str | Path, *, columns: Columns | None = None) -> Model:
-    """The model of an ONNX file, or of the shipped name such as ``lg_hg2_soc``.
+def load(name: str | Path, *, columns: Columns | None = None) -> Model:
+    """One model: a shipped one by name, such as ``lg_hg2_soc``, an entry point's by its name, else an ONNX file's.
 
     Raises:
-        ModelError: see `OnnxModel`.
+        ModelError: there is none of the name, or it cannot be used; says why in one line.
     """
-    shipped = SHIPPED / f"{path}.onnx"
-    return OnnxModel(shipped if shipped.is_file() else path, columns=columns)
+    if (shipped := SHIPPED / f"{name}.onnx").is_file():
+        return OnnxModel(shipped, columns=columns)
+    for point in entry_points(group=GROUP):
+        if point.name == str(name):
+            return _of_package(point, columns)
+    return OnnxModel(name, columns=columns)
 
 
 def discover(*, columns: Columns | None = None) -> Discovery:
@@ -135,16 +140,15 @@ def discover(*, columns: Columns | None = None) -> Discovery:
         columns: names of the columns of each table; None: not checked.
     """
     found = Discovery({}, [])
-    for path in sorted(SHIPPED.glob("*.onnx")):
-        _add(found, path.stem, path, columns)
-    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+    sources: list[tuple[str, Callable[[], Model]]] = [
+        *((path.stem, partial(OnnxModel, path, columns=columns)) for path in sorted(SHIPPED.glob("*.onnx"))),
+        *((p.name, partial(_of_package, p, columns)) for p in sorted(entry_points(group=GROUP), key=lambda p: p.name)),
+    ]
+    for name, get in sources:
         try:
-            what = point.load()
-            what = what if isinstance(what, (str, Path, Model)) and not isinstance(what, type) else what()
-        except Exception as e:  # foreign code: whatever it raises must not stop the others
-            found.problems.append(f"entry point {GROUP}: {point.name}: {type(e).__name__}: {e}")
-            continue
-        _add(found, point.name, what, columns)
+            found.models[name] = get()
+        except ModelError as e:
+            found.problems.append(str(e))
     return found
 
 
@@ -160,11 +164,14 @@ def check_model(name: str, what: object) -> Model:
     return what
 
 
-def _add(found: Discovery, name: str, what: object, columns: Columns | None) -> None:
+def _of_package(point: EntryPoint, columns: Columns | None) -> Model:
     try:
-        model = OnnxModel(what, columns=columns) if isinstance(what, (str, Path)) else check_model(name, what)
-        check_columns(name, model.contract, columns)
-    except ModelError as e:
-        found.problems.append(str(e))
-    else:
-        found.models[name] = model
+        what = point.load()
+        what = what if isinstance(what, (str, Path, Model)) and not isinstance(what, type) else what()
+    except Exception as e:  # foreign code: whatever it raises is the fault of that model alone
+        raise ModelError(f"entry point {GROUP}: {point.name}: {type(e).__name__}: {e}") from e
+    if isinstance(what, (str, Path)):
+        return OnnxModel(what, columns=columns)
+    model = check_model(point.name, what)
+    check_columns(point.name, model.contract, columns)
+    return model
