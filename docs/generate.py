@@ -29,7 +29,7 @@ from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
 from voltmill.connectors.redrive import RedriveSettings
 from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.cli import app
-from voltmill.flows.config import ArchiveSettings, ModelEntry, RunSettings
+from voltmill.flows.config import ArchiveSettings, ModelEntry, ModelsSettings, RunSettings
 from voltmill.flows.field_docs import field_docs, plain
 from voltmill.flows.metrics import Metrics
 from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
@@ -75,6 +75,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "health": HealthSettings,
     "[model]": ModelEntry,
     "model.endpoint": EndpointSettings,
+    "models": ModelsSettings,
     "[fleet]": FleetEntry,
     "fleet.limits": Limits,
     "archive": ArchiveSettings,

@@ -1,13 +1,17 @@
 """``voltmill check``: what is wrong with a file, and how to mend it."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, ConfigError, load
 from voltmill.flows.model_check import check_model_file
 from voltmill.flows.model_text import described
+from voltmill.kernels.fleet import FleetEntry
 from voltmill.operators.dialects import SHIPPED
 from voltmill.operators.mapping import fit
+from voltmill.operators.model import Chosen
+from voltmill.operators.sharing import serves
 
 Findings = tuple[list[str], list[str]]
 """Problems, and what else there is to say, a line each."""
@@ -30,10 +34,11 @@ def _configuration(file: Path) -> Findings:
     try:
         if config.mqtt.tls:
             config.mqtt.tls.context()
-        found = Models(config).current()
+        models = Models(config)
+        found = models.current()
     except ValueError as e:  # of files that it names
         return [f"{file}: {e}"], []
-    report = [f"{file}: good"]
+    report = [f"{file}: good", *models.problems]
     if not config.fleet:
         report.append("no [[fleet]] table: every device is unknown and gets no prediction")
     cells = {model.contract.cell_type for model, _ in found}
@@ -43,7 +48,19 @@ def _configuration(file: Path) -> Findings:
             report.append(f'{place}: no model was made for cell type "{entry.cell_type}": no predictions')
         elif not entry.capacity_ah:
             report.append(f"{place}: capacity_ah is not set: no predictions")
+        report += [f"{place}: {line}" for line in _side_by_side(found, entry)]
     return [], report
+
+
+def _side_by_side(found: Sequence[Chosen], entry: FleetEntry) -> Iterator[str]:
+    """Targets for which more than one model counts."""
+    by_target: dict[str, list[str]] = {}
+    for model, mode in found:
+        if mode == "live" and serves(model.contract, entry):
+            by_target.setdefault(model.contract.target, []).append(model.contract.name)
+    for target, names in by_target.items():
+        if len(names) > 1:
+            yield f"{target}: {' and '.join(names)} both count, others go on from {names[0]}: set mode of the rest"
 
 
 def _message(file: Path, config: Config) -> Findings:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from voltmill.flows.config import Config, ConfigError, ModelEntry
@@ -61,6 +62,9 @@ class Models:
         metrics: What counts the requests to models behind HTTP.
         clock: Seconds; for tests.
 
+    Attributes:
+        problems: A line for each file of the folder that is not used, or for a folder that is not there.
+
     Raises:
         ConfigError: A model that the configuration names cannot be used.
     """
@@ -79,7 +83,9 @@ class Models:
         self._folder = Path(config.models.folder) if config.models.folder else None
         self._look_seconds, self._clock = config.models.look_seconds, clock
         self._entries = {entry.name: entry for entry in config.model}
+        self._lock = Lock()  # worker threads share one choice
         self._stamps: dict[str, _Stamp] = {}
+        self.problems: list[str] = []
         self._in_folder: dict[str, Chosen] = {}
         self._look(first=True)
         self._looked = clock()
@@ -87,10 +93,11 @@ class Models:
 
     def current(self) -> tuple[Chosen, ...]:
         """The models in force: those named, in their order, then others of the folder. Looks at the folder anew."""
-        if self._folder and self._mode == "live" and self._clock() - self._looked >= self._look_seconds:
-            self._looked = self._clock()
-            self._look()
-        by_file = {**self._named, **self._in_folder}
+        with self._lock:
+            if self._folder and self._mode == "live" and self._clock() - self._looked >= self._look_seconds:
+                self._looked = self._clock()
+                self._look()
+            by_file = {**self._named, **self._in_folder}
         by_digest: dict[str, Chosen] = {}  # a copy of a model under another name would make the same keys twice
         for chosen in by_file.values():
             by_digest.setdefault(chosen.model.sha256, chosen)
@@ -128,6 +135,8 @@ class Models:
         """Load what is new in the folder; forget what is gone."""
         if self._folder is None:
             return
+        if first and not self._folder.is_dir():
+            self._tell(f"[models] folder: {self._folder} is not there: make it, or mend its name")
         there = set()
         for path in sorted(self._folder.glob("*.onnx")):
             try:
@@ -142,7 +151,8 @@ class Models:
         for name in self._stamps.keys() - there:
             del self._stamps[name]
             if self._in_folder.pop(name, None):
-                log.warning("model removed", extra={"model": name})
+                goes_on = "what was read at the start goes on" if name in self._named else "it is not asked any more"
+                log.warning("model file removed", extra={"model": name, "then": goes_on})
 
     def _take(self, path: Path, first: bool) -> None:
         try:
@@ -150,8 +160,13 @@ class Models:
         except ModelError as e:
             if first and path.stem in self._entries:
                 raise ConfigError(f"[[model]] {e}") from None
-            log.warning("model not used", extra={"reason": str(e)})
+            self._tell(str(e))
             return
         chosen = Chosen(model, self._mode_of(self._entries.get(path.stem)))
         self._in_folder[path.stem] = chosen
-        log.info("model in force", extra={"model": path.stem, "sha256": model.sha256, "mode": chosen.mode})
+        facts = {"version": model.contract.version, "sha256": model.sha256, "mode": chosen.mode}
+        log.info("model in force", extra={"model": path.stem} | facts)
+
+    def _tell(self, problem: str) -> None:
+        self.problems.append(problem)
+        log.warning("model not used", extra={"reason": problem})

@@ -26,6 +26,8 @@ log = logging.getLogger("voltmill.models")
 
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+#: Time without a failure after which a model counts as sound again, s.
+_OVER_SECONDS = 60.0
 _ROWS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
@@ -80,14 +82,16 @@ class Metrics:
         self.dead_letters = Counter("voltmill_dead_letters", "dead letters", ["stage", "reason"], registry=r)
         self.quality = Counter("voltmill_quality_bits", "samples with a quality bit", ["bit"], registry=r)
         self.predictions = Counter("voltmill_predictions", "predictions made", ["target", "mode"], registry=r)
-        self.nulls = Counter("voltmill_predictions_null", "predictions without a value", ["target"], registry=r)
+        self.nulls = Counter(
+            "voltmill_predictions_null", "predictions without a value", ["target", "model"], registry=r
+        )
         self.unknown = Counter("voltmill_unknown_devices", "devices no model was made for", registry=r)
         self.asked = Counter("voltmill_model_rows", "rows a model was asked about", ["model", "sha256"], registry=r)
         self.failed = Counter(
             "voltmill_model_failed_rows", "rows a model failed on: they fell back", ["model", "sha256"], registry=r
         )
         self.failing = Gauge(
-            "voltmill_model_failing", "1 while the last rows a model was asked about failed", ["model"], registry=r
+            "voltmill_model_failing", "1 from a failure of a model to a minute without one", ["model"], registry=r
         )
         self.requests = Histogram(
             "voltmill_endpoint_seconds",
@@ -115,7 +119,7 @@ class Metrics:
             registry=r,
         )
         self._newest = np.nan
-        self._failing = set[str]()
+        self._failing: dict[str, float] = {}
 
     def serve(self, host: str, port: int) -> None:
         """Serve the metrics over HTTP, in a thread."""
@@ -171,24 +175,31 @@ class Metrics:
         if not len(batch):
             return
         target = batch.column("target")[0].as_py()
-        self.nulls.labels(target).inc(batch.column("value").null_count)
+        if batch.column("value").null_count:
+            makers = batch.column("model_name").filter(pc.is_null(batch.column("value")))
+            for entry in pc.value_counts(makers).to_pylist():
+                self.nulls.labels(target, entry["values"]).inc(entry["counts"])
         for entry in pc.value_counts(batch.column("mode")).to_pylist():
             self.predictions.labels(target, entry["values"]).inc(entry["counts"])
 
-    def on_answer(self, model: Model, asked: int, failed: int) -> None:
-        """Count what a model was asked and failed on; say so when it begins to fail, and when that is over."""
+    def on_answer(self, model: Model, asked: int, failed: int, error: Exception | None) -> None:
+        """Count what a model was asked and failed on; say so when it begins to fail, and when that is over.
+
+        It is over when a minute has passed without a failure: a model that fails on single rows would fill the log.
+        """
         name, sha256 = model.contract.name, model.sha256
         self.asked.labels(name, sha256).inc(asked)
         if failed:
             self.failed.labels(name, sha256).inc(failed)
-        if bool(failed) == (name in self._failing):
-            return
-        self.failing.labels(name).set(float(bool(failed)))
-        if failed:
-            self._failing.add(name)
-            log.error("model fails, its rows fall back", extra={"model": name, "sha256": sha256, "rows": failed})
-        else:
-            self._failing.discard(name)
+            if name not in self._failing:
+                self.failing.labels(name).set(1.0)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                facts = {"model": name, "sha256": sha256, "rows": failed, "reason": reason}
+                log.error("model fails, its rows fall back", extra=facts)
+            self._failing[name] = time.monotonic()
+        elif name in self._failing and time.monotonic() - self._failing[name] >= _OVER_SECONDS:
+            self.failing.labels(name).set(0.0)
+            del self._failing[name]
             log.info("model answers again", extra={"model": name, "sha256": sha256})
 
     def on_stored(self, batch: pa.RecordBatch) -> None:

@@ -30,8 +30,8 @@ from voltmill.operators.table import DeviceTable, state_parts
 
 Flags = NDArray[np.bool_]
 
-#: Called with a model, the rows it was asked about, and how many of them it failed on.
-OnAnswer = Callable[[Model, int, int], None]
+#: Called with a model, the rows it was asked about, how many of them it failed on, and why it failed.
+OnAnswer = Callable[[Model, int, int, Exception | None], None]
 
 #: How often it is looked whether remote models have answered.
 _LOOK: Final = timedelta(milliseconds=20)
@@ -74,7 +74,7 @@ class EstimateState:
         snapshot: tuple[Any, ...] | None = None,
         *,
         on_unknown: Callable[[int], None] = lambda _: None,
-        on_answer: OnAnswer = lambda model, asked, failed: None,
+        on_answer: OnAnswer = lambda model, asked, failed, error: None,
     ) -> None:
         self._models, self._fleet = models, fleet
         self._on_unknown, self._on_answer = on_unknown, on_answer
@@ -203,7 +203,7 @@ class EstimateState:
     def _answer(self, lane: Lane, asked: Asked, outputs: Outputs) -> Answer:
         answer = lane.finish(asked, *outputs)
         if answered := int(asked.domain.sum()):
-            self._on_answer(lane.chosen.model, answered, int(answer.failed.sum()))
+            self._on_answer(lane.chosen.model, answered, int(answer.failed.sum()), answer.error)
         return answer
 
     def _made(self, lane: Lane, job: _Job, outputs: Outputs) -> list[Made]:
@@ -284,7 +284,7 @@ def estimate(
     fleet: Fleet,
     observe: Callable[[float], None] = lambda _: None,
     on_unknown: Callable[[int], None] = lambda _: None,
-    on_answer: OnAnswer = lambda model, asked, failed: None,
+    on_answer: OnAnswer = lambda model, asked, failed, error: None,
 ) -> EstimateOut:
     """Run models over the rows of a table, and fuse them with coulomb counting where their contracts say so.
 
@@ -296,7 +296,7 @@ def estimate(
         observe: Called with the seconds that each batch took.
         on_unknown: Called with the number of devices that get no prediction, when they are seen for the first
             time since the start: those of a snapshot at once.
-        on_answer: Called with a model, the rows it was asked about and those of them it failed on.
+        on_answer: Called with a model, the rows it was asked about, those of them it failed on, and why.
 
     Returns:
         For each model one prediction a row of a device it was made for, null where ``quality_bits`` says why; the

@@ -6,6 +6,7 @@ Whatever is wrong with a model is found here, at load, and said in one line.
 """
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -127,7 +128,14 @@ def load(name: str | Path, *, columns: Columns | None = None) -> Model:
     for point in entry_points(group=GROUP):
         if point.name == str(name):
             return _of_package(point, columns)
-    return OnnxModel(name, columns=columns)
+    try:
+        return OnnxModel(name, columns=columns)
+    except ModelError as e:
+        known = [*(path.stem for path in SHIPPED.glob("*.onnx")), *(p.name for p in entry_points(group=GROUP))]
+        close = [] if Path(name).exists() else get_close_matches(str(name), known, 1)
+        if not close:
+            raise
+        raise ModelError(f'{e} (did you mean "{close[0]}"?)') from e
 
 
 def discover(*, columns: Columns | None = None) -> Discovery:

@@ -76,8 +76,10 @@ def test_of_a_table() -> None:
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\[\[model\]\] nowhere: cannot be read"):
+    with pytest.raises(ConfigError, match=r"\[\[model\]\] nowhere: cannot be read .*an ONNX file$"):
         Models(config("", ModelEntry(name="nowhere")))
+    with pytest.raises(ConfigError, match=r'\(did you mean "lg_hg2_soc"\?\)'):
+        Models(config("", ModelEntry(name="lg_hg2_sock")))
 
 
 def test_a_file_of_the_folder_comes_before_a_shipped_model_of_its_name(folder: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_copy_under_another_name_would_make_the_same_keys_twice(folder: Path) 
 def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     clock = Clock()
     models = Models(config(tmp_path / "later"), clock=clock)
-    assert told(models) == [("lg_hg2_soc", "live")]
+    assert told(models) == [("lg_hg2_soc", "live")] and "later is not there" in models.problems[0]
     (tmp_path / "later").mkdir()
     write(tmp_path / "later/candidate.onnx")
     clock.now = 5

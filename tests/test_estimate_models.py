@@ -226,7 +226,7 @@ class TestSeveral:
         spare = other(Odd(lambda out: out - np.float32([7, 0])), "spare")
         answers = []
         made = state(
-            broken, Chosen(spare, "fallback"), on_answer=lambda m, n, k: answers.append((m.contract.name, n, k))
+            broken, Chosen(spare, "fallback"), on_answer=lambda m, n, k, e: answers.append((m.contract.name, n, k))
         )
         found = predicted(made.apply(rows(*drive(1, volts=3.5), *drive(1, device="m2", volts=3.9))))
         assert [(r["model_name"], r["mode"], r["value"]) for r in found] == [

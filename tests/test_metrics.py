@@ -1,5 +1,6 @@
 """The metrics: what they count is what passed, and Prometheus can read it."""
 
+import logging
 import math
 import urllib.request
 from typing import Any
@@ -14,6 +15,7 @@ from telemetry import batch, sample
 from voltmill.flows import metrics as module
 from voltmill.flows.metrics import Metrics
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, RAW, Quality
+from voltmill.operators.model import load
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -70,7 +72,7 @@ def test_predictions_are_counted_by_mode_and_nulls() -> None:
     found = samples(metrics)
     assert found["voltmill_predictions_total", "live", "soc"] == 3
     assert found["voltmill_predictions_total", "fallback", "soc"] == 2
-    assert found["voltmill_predictions_null_total", "soc"] == 2
+    assert found["voltmill_predictions_null_total", "x", "soc"] == 2
 
 
 def test_raw_batches_are_counted() -> None:
@@ -151,3 +153,18 @@ def test_two_sets_of_metrics_do_not_meet() -> None:
     one.on_telemetry(batch([sample(0)]))
     assert samples(one)["voltmill_telemetry_rows_total",] == 1
     assert samples(two)["voltmill_telemetry_rows_total",] == 0
+
+
+def test_a_model_that_fails_now_and_then_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics, model, now = Metrics(), load("lg_hg2_soc"), [0.0]
+    monkeypatch.setattr("voltmill.flows.metrics.time.monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO, "voltmill.models"):
+        for now[0], failed in [(0, 1), (1, 0), (2, 3), (30, 0), (61, 0), (63, 0), (64, 0), (70, 2)]:
+            metrics.on_answer(model, 10, failed, ValueError("no\nnumber") if failed else None)
+    said = [(r.message, getattr(r, "reason", "")) for r in caplog.records]
+    fails = ("model fails, its rows fall back", "ValueError: no number")
+    assert said == [fails, ("model answers again", ""), fails]
+    assert metrics.failed.labels("lg_hg2_soc", model.sha256)._value.get() == 6
+    assert metrics.asked.labels("lg_hg2_soc", model.sha256)._value.get() == 80
