@@ -40,10 +40,10 @@ fmt: dev-env ## format the code and mend what ruff can
 bench: dev-env ## messages per second on one core, and what limits them
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
-train: train-env ## fit the cell, train the models anew (downloads PyTorch; data: VOLTMILL_DATA)
-	@$(BIN)/python training/cell_model.py
-	@$(BIN)/python training/soc.py $(ARGS)
-	@$(BIN)/python training/rul.py
+train: train-env ## fit the cell, train every model anew, draw the pictures (downloads PyTorch; data: VOLTMILL_DATA)
+	@for part in cell_model ekf soc soh_tune soh rul baselines plots; do \
+		echo "== training/$$part.py"; MPLBACKEND=Agg $(BIN)/python training/$$part.py; \
+	done
 
 clean: ## remove what was built and cached; .venv stays
 	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
