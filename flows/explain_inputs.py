@@ -16,6 +16,9 @@ from voltmill.operators.contract import Contract
 def inputs_of(contract: Contract, row: pa.RecordBatch, config: Config) -> list[Input]:
     """The inputs in the contract's order, then what else must hold.
 
+    The time between samples has a line of its own even where it is an input too: the contract bounds it twice, and
+    either bound may be the one that acted.
+
     Args:
         contract: Of the model.
         row: One row of the contract's table.
@@ -25,8 +28,8 @@ def inputs_of(contract: Contract, row: pa.RecordBatch, config: Config) -> list[I
     units |= {c.name: c.unit for c in [*session_columns(), *health_columns()]}
     found = [_input(f.name, row, units, f.low, f.high, given=f.missing) for f in contract.features]
     found += [_input(r.name, row, units, r.low, r.high, condition=True) for r in contract.conditions]
-    interval = "sample_interval_seconds"
-    if contract.table == "features" and interval not in contract.columns:
+    if contract.table == "features":
+        interval = "sample_interval_seconds"
         first = row.column(interval)[0].as_py() == 0.0  # there was no sample before, so nothing is too far
         low, high = contract.dt_range_seconds
         found.append(_input(interval, row, units, 0.0 if first else low, high, condition=True))

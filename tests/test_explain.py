@@ -19,7 +19,7 @@ import pytest
 from bytewax.testing import TestingSource
 from conftest import RunFlow
 from session_rows import CHARGE, DISCHARGE, REST, series
-from telemetry import batch
+from telemetry import batch, sample
 from test_choice import write
 from test_estimate import CONTRACT
 from test_graph import FLEET, raw
@@ -36,6 +36,7 @@ from voltmill.flows.replay import replay
 from voltmill.flows.simulate import FaultSettings, SimulateSettings, messages
 from voltmill.kernels.fleet import FleetEntry
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY, Quality
+from voltmill.operators.contract import Range
 from voltmill.operators.model import METADATA_KEY, SHIPPED, Chosen, Feature, OnnxModel
 from voltmill.operators.shard import shard_names
 
@@ -198,6 +199,28 @@ def test_a_row_out_of_range(run_flow: RunFlow, batches: list[pa.RecordBatch], tm
     text = "\n".join(lines(explain(config(), lake.url, KNOWN, bad["event_time"], files=files)))
     assert re.search(r"^  c_rate +-0\.\d+ +1/h +-0\.05 to 2\.5 +OUT OF RANGE$", text, re.M)
     assert "OUT_OF_DOMAIN: " in text and re.search(r"^  value +null +null +same$", text, re.M)
+
+
+def test_a_sample_too_late_for_the_contract(run_flow: RunFlow, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"), run_flow)
+    interval = Feature(name="sample_interval_seconds", offset=0, scale=1, low=0, high=100)
+    volt = Range(name="cell_voltage_mean_volt", low=3.9, high=4.0)
+    features = (*CONTRACT.features, interval)
+    write(tmp_path / "steady.onnx", features=features, conditions=(volt,), dt_range_seconds=(0.5, 30.0))
+    files = [tmp_path / "steady.onnx"]
+    samples = [sample(each, device_id=KNOWN, source_offset=k) for k, each in enumerate((0, 10, 70))]
+    lake.live([batch(samples)], Script(Chosen(OnnxModel(files[0]), "live")), emits="telemetry")
+    rows = lake.predictions(KNOWN)
+    assert [bool(row["quality_bits"] & Quality.OUT_OF_DOMAIN) for row in rows] == [False, False, True]
+    assert all(row["quality_bits"] & Quality.PARTIAL_SESSION for row in rows)
+    for row, outside in zip(rows, ([], [], ["sample_interval_seconds"]), strict=True):
+        explained = one(lake.url, row, files=files)
+        assert explained.identical
+        assert [i.name for i in explained.inputs if not i.inside] == ["cell_voltage_mean_volt", *outside]
+    text = "\n".join(lines(explain(config(), lake.url, KNOWN, rows[2]["event_time"], files=files)))
+    assert re.search(r"^  sample_interval_seconds +60 +s +0 to 100$", text, re.M)
+    assert re.search(r"^  sample_interval_seconds +60 +s +0\.5 to 30 +OUT OF RANGE, condition$", text, re.M)
+    assert re.search(r"^  cell_voltage_mean_volt +3\.\d+ +V +3\.9 to 4 +OUT OF RANGE, condition$", text, re.M)
 
 
 @pytest.fixture
