@@ -67,8 +67,9 @@ def _verdict(each: Explained) -> str:
 
 
 def _compared(name: str, p: Prediction, made: Prediction | None, each: Explained) -> tuple[str, ...]:
-    again = _shown(getattr(made, name)) if made else "-"
-    return name, _shown(getattr(p, name)), again, {True: "same", False: "DIFFERENT"}.get(each.agree.get(name, True), "")
+    if made is None:
+        return name, _shown(getattr(p, name)), "-", "-"
+    return name, _shown(getattr(p, name)), _shown(getattr(made, name)), "same" if each.agree[name] else "DIFFERENT"
 
 
 def _input(i: Input) -> tuple[str, ...]:

@@ -357,6 +357,8 @@ def test_a_model_that_was_replaced_is_followed(
     missing = one(lake.url, rows[first - 1])
     assert not missing.identical and missing.recomputed is None and missing.file
     assert any(f"{old.sha256}, is not at hand: name its file with --model-file" in note for note in missing.notes)
+    text = "\n".join(lines(explain(config(), lake.url, KNOWN, rows[first - 1]["event_time"])))
+    assert re.search(r"^  value +[\d.]+ +- +-$", text, re.M) and "same" not in text and "not recomputed" in text
 
 
 def test_two_models_of_one_name_side_by_side_are_no_change(
