@@ -47,6 +47,9 @@ class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Time without a sample that counts as a gap, s."""
     operating_volt: Interval = (0.0, 0.0)
     """Cell voltage at which discharging ends, and at which charging ends, V; 0 and 0: unknown."""
+    cv_c_rate: Interval = (0.05, 0.25)
+    """C-rates between which the constant-voltage phase of a charge is looked at, 1/h, lowest first; as the model in use
+    was trained on."""
     models: tuple[str, ...] | None = None
     """Names of the models to use, of those in force that were made for the cell type; not given: all of them."""
 
@@ -59,6 +62,9 @@ class FleetEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         empty, full = self.operating_volt
         if (empty, full) != (0.0, 0.0) and not 0.0 < empty < full:
             raise ValueError("operating_volt: the voltage of the empty cell comes first, both above 0")
+        low, high = self.cv_c_rate
+        if not 0 < low < high <= 1e9:
+            raise ValueError("cv_c_rate: the lower C-rate comes first, both above 0 and 1e9 at most")
         for name in self.limits.__struct_fields__:
             low, high = getattr(self.limits, name)
             if not low < high:

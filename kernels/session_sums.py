@@ -13,7 +13,7 @@ import numpy as np
 
 from voltmill.kernels.compile import inline
 from voltmill.kernels.session_state import CHARGE, REST
-from voltmill.kernels.session_table import BINS, CC_END_VOLT, CC_WINDOW_VOLT, CV_HIGH_RATE, CV_LOW_RATE
+from voltmill.kernels.session_table import BINS, CC_END_VOLT, CC_WINDOW_VOLT
 
 _HOUR: Final = 3600.0
 
@@ -182,9 +182,9 @@ def follow_charge(device: Any, now: Any, began: int, fact: Any, settings: Any) -
     if high < full - settings.full_tolerance:
         return
     before, rate = device.current / fact.capacity_ah, now.current / fact.capacity_ah
-    if cv.phase == 0 and before > CV_HIGH_RATE >= rate:
+    if cv.phase == 0 and before > fact.cv_high_rate >= rate:
         cv.phase = 1
     if cv.phase == 1:
-        _add_segment(cv, before, rate, CV_LOW_RATE, CV_HIGH_RATE, 0.0, at, seconds, now.charge)
-        if rate <= CV_LOW_RATE:
+        _add_segment(cv, before, rate, fact.cv_low_rate, fact.cv_high_rate, 0.0, at, seconds, now.charge)
+        if rate <= fact.cv_low_rate:
             cv.phase = 2

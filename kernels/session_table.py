@@ -18,8 +18,6 @@ BASELINE_SESSIONS: Final = 8
 RECENT_WEIGHT: Final = 1 / 3
 CC_WINDOW_VOLT: Final = 0.2  # below full
 CC_END_VOLT: Final = 0.005  # below full: the constant voltage is held to a few millivolts
-CV_HIGH_RATE: Final = 0.25  # 1/h
-CV_LOW_RATE: Final = 0.05
 
 
 class Column(NamedTuple):
@@ -126,7 +124,13 @@ _SEGMENT: Final = (
     Column("cc_voltage_skewness", "1", "CC: skewness of the highest cell", _SEGMENTS, _CHARGE),
     Column("cc_voltage_kurtosis", "1", "CC: excess kurtosis of the highest cell", _SEGMENTS, _CHARGE),
     Column("cc_voltage_slope_volt_per_second", "V/s", "CC: slope of the regression line over time", _SEGMENTS, _CHARGE),
-    Column("cv_charge_fraction", "1", "CV: charge while c_rate falls from 0.25 to 0.05 at full", _SEGMENTS, _CHARGE),
+    Column(
+        "cv_charge_fraction",
+        "1",
+        "CV: charge while c_rate falls through the fleet entry's cv_c_rate at full",
+        _SEGMENTS,
+        _CHARGE,
+    ),
     Column("cv_seconds", "s", "CV: time in that range of current", _SEGMENTS, _CHARGE),
     Column("cv_c_rate_mean", "1/h", "CV: mean of c_rate", _SEGMENTS, _CHARGE),
     Column("cv_c_rate_std", "1/h", "CV: standard deviation of c_rate", _SEGMENTS, _CHARGE),

@@ -24,6 +24,8 @@ FACTS: Final = np.dtype(
         ("gap_us", "<i8"),
         ("empty_volt", "<f8"),  # operating_volt; NaN: unknown
         ("full_volt", "<f8"),
+        ("cv_low_rate", "<f8"),  # cv_c_rate
+        ("cv_high_rate", "<f8"),
         ("voltage_low", "<f8"),
         ("voltage_high", "<f8"),
         ("temperature_low", "<f8"),
@@ -87,6 +89,7 @@ def _facts(index: int, entry: FleetEntry) -> tuple[Any, ...]:
         entry.capacity_ah or np.nan,
         int(entry.gap_seconds * 1e6),
         *(volt or np.nan for volt in entry.operating_volt),
+        *entry.cv_c_rate,
         *limits.cell_voltage_volt,
         *limits.cell_temperature_celsius,
         *limits.current_ampere,

@@ -74,6 +74,32 @@ class TestCharge:
         assert c["cv_c_rate_skewness"] == near(0.0, abs=1e-4) and c["cv_c_rate_kurtosis"] == near(-1.2, rel=1e-3)
         assert c["cv_c_rate_slope_per_second"] == near(-0.2 / seconds)
 
+    def test_constant_voltage_in_the_range_of_the_fleet_entry(self):
+        """The current falls by e in 400 s, sampled every second: from 0.4545C to 0.0909C the moments are known."""
+        low, high, tau = 0.0909, 0.4545, 400.0
+        falling = [
+            (1.0, {"current_ampere": 1.5 * math.exp(-k / tau), "cell_voltage_volt": [4.2]}) for k in range(1, 1200)
+        ]
+        rows = series(REST, CHARGE[:720], falling, REST)
+        entry = FleetEntry(match="m", capacity_ah=3.0, operating_volt=(2.7, 4.2), cv_c_rate=(low, high))
+        c, default = found(rows, Fleet([entry]))[1], found(rows)[1]
+        seconds = tau * math.log(high / low)
+        first, second, third, fourth = ((high**n - low**n) / n * tau / seconds for n in (1, 2, 3, 4))
+        variance = second - first**2
+        m3 = third - 3 * first * second + 2 * first**3
+        m4 = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+        time = tau**2 * (high - low - low * seconds / tau) / seconds  # ∫ t x dt / seconds
+        assert c["cv_seconds"] == near(seconds, rel=1e-4)
+        assert c["cv_charge_fraction"] == near((high - low) * tau / 3600, rel=1e-4)
+        assert c["cv_c_rate_mean"] == near(first, rel=1e-4) and c["cv_c_rate_std"] == near(variance**0.5, rel=1e-4)
+        assert c["cv_c_rate_skewness"] == near(m3 / variance**1.5, rel=1e-3)
+        assert c["cv_c_rate_kurtosis"] == near(m4 / variance**2 - 3, rel=1e-3)
+        slope = (time - first * seconds / 2) / (seconds**2 / 12)
+        assert c["cv_c_rate_slope_per_second"] == near(slope, rel=1e-3)
+        assert default["cv_seconds"] == near(tau * math.log(5), rel=1e-4) and default["cv_c_rate_mean"] < 0.13
+        others = [n for n in c if not n.removeprefix("baseline_").removeprefix("recent_").startswith("cv_")]
+        assert [repr(c[n]) for n in others] == [repr(default[n]) for n in others]
+
     def test_the_moments_do_not_depend_on_how_often_a_device_sends(self):
         def curved(every):
             n = round(3600 / every)
