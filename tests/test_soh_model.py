@@ -9,10 +9,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from payloads import raw
+from session_rows import hold, ramp, series
+from telemetry import batch
 
 from voltmill.connectors.lake import LakeSettings, LakeSink
 from voltmill.flows.config import Config, ModelEntry, RunSettings
 from voltmill.flows.replay import replay
+from voltmill.kernels.fleet import Fleet, FleetEntry
 from voltmill.kernels.schema import TELEMETRY, Quality
 from voltmill.kernels.session_table import session_columns
 from voltmill.operators import estimate
@@ -102,6 +105,50 @@ def test_the_window_of_the_stream_is_not_that_of_lfp_cells(soh):
         assert rate.low > 0.15
 
 
+def hust_cycles(cells, count):
+    """Charges with the means of the data set's new cells; from the 9th on they do not begin empty."""
+    data = pytest.importorskip("soh_data")
+    mine = [c for c in cells if c.kind == "hust"]
+    mean = dict(zip(data.NAMES, np.concatenate([c.quantities[:50] for c in mine]).mean(axis=0), strict=True))
+    ampere = 1.1 * mean["cc_charge_fraction"] / (mean["cc_seconds"] / 3600)
+    tau = mean["cv_seconds"] / np.log(0.46 / 0.06)  # 0.5 A to 0.1 A, towards 0.04 A, so that the mean current fits
+    capacity = np.mean([c.capacity[0] * c.nominal_ah for c in mine])
+    falling = 0.04 + (ampere - 0.04) * np.exp(-np.arange(5, 5 * tau, 5) / tau)
+    rising = np.arange(5, mean["cc_seconds"] * 1.2, 5) / mean["cc_seconds"]
+    volts = 3.4 + 0.195 * (0.415 * rising + 0.585 * rising**9.6)  # its mean and spread are those of the data too
+    volts = volts[volts < 3.6]
+    before = round(3600 * (capacity - falling.sum() * 5 / 3600) / ampere / 5) - len(volts)
+    charge = [*np.linspace(2.8, 3.4, before, endpoint=False), *volts, *np.full(len(falling), 3.6)]
+    currents = [*np.full(before + len(volts), ampere), *falling]
+    charging = [(5.0, {"current_ampere": i, "cell_voltage_volt": [v]}) for i, v in zip(currents, charge, strict=True)]
+    rest = hold(0.0, 600, volt=3.3)
+    down = [ramp(-1.1, (3.3, 2.0 if k < 8 else 2.5), capacity / 1.1 * 3600) for k in range(count)]
+    return capacity, series(*(p for k in range(count) for p in (down[k], rest, charging, rest)), device="lab/a123-1")
+
+
+def test_telemetry_of_lfp_cells_has_a_value_in_the_range_of_current_that_the_card_names(soh, cells):
+    model = load("hust_soh")
+    capacity, rows = hust_cycles(cells, 11)
+    facts = dict(match="lab/*", cell_type="hust", capacity_ah=1.1, operating_volt=(2.0, 3.6))
+    named, default = (Fleet([FleetEntry(**facts, **more)]) for more in ({"cv_c_rate": (0.0909, 0.4545)}, {}))
+    assert "`cv_c_rate = [0.0909, 0.4545]`" in (ROOT / "operators/models/hust_soh.md").read_text()
+    for fleet, reason in ((named, 0), (default, Quality.OUT_OF_DOMAIN)):
+        charges = offline(batch(rows), fleet)
+        charges = charges.filter(pc.equal(charges["session"].cast(pa.string()), "charge"))
+        assert len(charges) == 11
+        value, bits = of(estimate.offline(charges, model, fleet)[0], "value", "quality_bits")
+        late = {f.name: charges[f.name].to_numpy()[8:] for f in model.contract.features}
+        assert np.isnan(late["measured_capacity_ah"]).all()  # so it is the machine that answers
+        outside = {f.name for f in model.contract.features for x in late[f.name] if not f.low <= x <= f.high}
+        outside -= {"measured_capacity_ah"}
+        if reason:
+            assert outside >= {"cv_c_rate_mean"} and all("cv_" in name for name in outside)
+            assert np.isnan(value).all() and (bits[8:] == reason).all()
+        else:
+            assert outside == set() and (bits[8:] == 0).all()
+            assert value[8:] == pytest.approx(100 * capacity / 1.1, abs=1.5)  # the charge is made of means
+
+
 def test_baselines_are_those_of_the_sessions_kernel(soh, calce, data_dir):
     """What training makes of a cell's past, the stream makes of it too."""
     data = pytest.importorskip("soh_data")
@@ -137,8 +184,8 @@ def archived(telemetry, folder):
     )
     parts = [sink.build_part("lake", name, None) for name in shard_names(SHARDS)]
     for first in range(0, len(telemetry), 10_000):
-        for k, batch in split(telemetry.slice(first, 10_000), SHARDS):
-            parts[k].write_batch([batch])
+        for k, rows in split(telemetry.slice(first, 10_000), SHARDS):
+            parts[k].write_batch([rows])
     for part in parts:
         part.close()
 
