@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import msgspec
+
 from voltmill.flows.config import Config
 from voltmill.flows.explain_models import Shelf, succeeds
 from voltmill.flows.explain_origin import Origin
 from voltmill.flows.explain_pass import Pass
 from voltmill.flows.explain_stored import History, Prediction, Run
+from voltmill.operators.contract import Contract
 
 
 def notes_on(k: int, done: Pass, config: Config, origin: Origin, history: History, shelf: Shelf) -> Iterator[str]:
@@ -61,22 +64,51 @@ def _on_failures(p: Prediction, done: Pass, history: History, shelf: Shelf) -> I
 
 def _on_models(p: Prediction, done: Pass, shelf: Shelf) -> Iterator[str]:
     lane = [r for r in done.runs if (r.target, r.name) == (p.target, p.model_name)]
-    for run in lane:
-        if run.sha256 == p.model_sha256 or not any(succeeds(r, run) for r in lane if r.sha256 == p.model_sha256):
+    files = _files(lane)
+    mine, model = [r for r in files if r.sha256 == p.model_sha256], shelf.get(p.model_sha256)
+    for run in files:
+        if run.sha256 == p.model_sha256 or not any(succeeds(r, run) for r in mine):
             continue  # itself, or another one of its name that ran beside it
+        old = shelf.get(run.sha256)
         until = f"{p.model_name} was another file until {_time(run.last_time)}, sha256 {run.sha256}"
-        if shelf.get(run.sha256):
-            yield f"{until}: the filter went on from its state, and so it did here"
-        else:
-            yield (
-                f"{until}, which is not at hand: the filter went on from its state, so bits may differ for a while; "
-                "name its file with --model-file"
-            )
+        passed_on = _passed_on(model.contract, old.contract if old else None) if model else []
+        yield f"{until}: {'; '.join(passed_on)}" if passed_on else until
     for run in done.runs:
         model = shelf.get(run.sha256)
         if model is not None and model.remote:
             yield f"{run.name} is asked over a network: its answer of today was taken"
     yield from _on_counts(p, lane, done)
+
+
+def _files(lane: list[Run]) -> list[Run]:
+    """The runs of a lane, those of one file joined that go on from each other in another mode."""
+    found: list[Run] = []
+    for run in lane:
+        before = next((r for r in reversed(found) if r.sha256 == run.sha256), None)
+        if before is None or any(r.sha256 != run.sha256 and before.last_time < r.last_time < run.time for r in lane):
+            found.append(msgspec.structs.replace(run))
+        else:
+            before.last_time = max(before.last_time, run.last_time)
+    return found
+
+
+def _passed_on(new: Contract, old: Contract | None) -> list[str]:
+    """What became of a device's state when a file took over: see ``Lane.restore``; ``old`` None: not at hand."""
+    found: list[str] = []
+    if new.kind != "features":
+        found.append(f"a {new.kind} model begins anew under another file, and so it did here")
+    if new.fusion is None:
+        return found or ["this one keeps no state, so nothing went over"]
+    if old is None:
+        found.append(
+            "it is not at hand, and the filter went on from its state if it had one, so bits may differ for a while: "
+            "name its file with --model-file"
+        )
+    elif old.fusion is None:
+        found.append("it had no filter, so the filter began anew, and so it did here")
+    else:
+        found.append("the filter went on from its state, and so it did here")
+    return found
 
 
 def _on_counts(p: Prediction, lane: list[Run], done: Pass) -> Iterator[str]:
@@ -87,7 +119,7 @@ def _on_counts(p: Prediction, lane: list[Run], done: Pass) -> Iterator[str]:
     if made > stored and not done.late and not done.replayed:
         yield (
             f"the lake holds {stored} predictions of this model up to here, recomputed were {made}: it was not in "
-            "force all the time, or predictions were removed; where it was not, its filter began anew"
+            "force all the time, or predictions were removed; where it was not, its state began anew"
         )
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from bytewax.testing import TestingSource
 from conftest import RunFlow
+from onnx_files import recurrent, windowed
 from session_rows import CHARGE, DISCHARGE, REST, series
 from telemetry import batch, sample
 from test_choice import write
@@ -353,12 +354,106 @@ def test_a_model_that_was_replaced_is_followed(
         if row is not rows[first - 1]:
             assert any("and so it did here" in note for note in explained.notes)
     without = one(lake.url, rows[first + 3])
-    assert not without.identical and any("which is not at hand: the filter" in note for note in without.notes)
+    assert not without.identical and any("it is not at hand, and the filter" in note for note in without.notes)
     missing = one(lake.url, rows[first - 1])
     assert not missing.identical and missing.recomputed is None and missing.file
     assert any(f"{old.sha256}, is not at hand: name its file with --model-file" in note for note in missing.notes)
     text = "\n".join(lines(explain(config(), lake.url, KNOWN, rows[first - 1]["event_time"])))
     assert re.search(r"^  value +[\d.]+ +- +-$", text, re.M) and "same" not in text and "not recomputed" in text
+
+
+def remembering(path: Path, make: Callable[[Path], Path], **contract: Any) -> OnnxModel:
+    """A step or window model of the name ``remembers``."""
+    made = onnx.load(make(path))
+    told = msgspec.structs.replace(CONTRACT, name="remembers", outputs=("value",), fusion=None, **contract)
+    onnx.helper.set_model_props(made, {METADATA_KEY: msgspec.json.encode(told).decode()})
+    onnx.save(made, path)
+    return OnnxModel(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(recurrent, {"kind": "step", "state_size": 4}), (windowed, {"kind": "window", "window_rows": 5})]
+)
+def test_what_step_and_window_models_remember_begins_anew_under_another_file(
+    make: Any, kind: dict[str, Any], run_flow: RunFlow, batches: list[pa.RecordBatch], tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), run_flow)
+    old, new = (remembering(tmp_path / f"{v}.onnx", make, version=v, **kind) for v in ("1", "2"))
+    script = Script(Chosen(old, "live"))
+    steps = {8: lambda: script.__init__(Chosen(new, "live"))}  # type: ignore[misc]
+    lake.live(Changing(batches[:16], steps), script, recovery=tmp_path / "state")  # type: ignore[arg-type]
+    rows = lake.predictions(KNOWN)
+    first = [row["model_sha256"] for row in rows].index(new.sha256)
+    assert 20 < first < len(rows) - 10
+    for files in (["2.onnx"], ["1.onnx", "2.onnx"]):
+        for row in (rows[first], rows[first + 2], rows[first + 8]):
+            explained = one(lake.url, row, files=[tmp_path / file for file in files])
+            assert explained.identical, explained
+            (note,) = explained.notes
+            anew = f"a {kind['kind']} model begins anew under another file, and so it did here"
+            assert note.endswith(f"sha256 {old.sha256}: {anew}")
+
+
+def test_the_same_file_in_another_mode_is_no_replacement(
+    run_flow: RunFlow, batches: list[pa.RecordBatch], tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), run_flow)
+    shipped, trial = OnnxModel(SHIPPED / "lg_hg2_soc.onnx"), variant(tmp_path / "trial.onnx", version="1.1.0")
+    script = Script(Chosen(shipped, "live"), Chosen(trial, "shadow"))
+    steps = {
+        5: lambda: script.__init__(Chosen(shipped, "shadow"), Chosen(trial, "live")),  # type: ignore[misc]
+        10: lambda: script.__init__(Chosen(trial, "live")),  # type: ignore[misc]
+    }
+    lake.live(Changing(batches[:15], steps), script, recovery=tmp_path / "state")  # type: ignore[arg-type]
+    rows = [row for row in lake.predictions(KNOWN) if row["model_sha256"] == trial.sha256]
+    live = [row["mode"] for row in rows].index("live")
+    assert live > 10
+    for row in (rows[live - 1], rows[live], rows[-1]):
+        explained = one(lake.url, row, files=[tmp_path / "trial.onnx"])
+        assert explained.identical and not explained.notes, explained
+
+
+def test_a_file_that_was_replaced_is_named_once_whatever_its_modes(
+    run_flow: RunFlow, batches: list[pa.RecordBatch], tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), run_flow)
+    shipped, old = OnnxModel(SHIPPED / "lg_hg2_soc.onnx"), variant(tmp_path / "old.onnx", version="0.9.0")
+    script = Script(Chosen(old, "shadow"))
+    steps = {
+        5: lambda: script.__init__(Chosen(old, "live")),  # type: ignore[misc]
+        10: lambda: script.__init__(Chosen(shipped, "live")),  # type: ignore[misc]
+    }
+    lake.live(Changing(batches[:15], steps), script, recovery=tmp_path / "state")  # type: ignore[arg-type]
+    rows = lake.predictions(KNOWN)
+    before = [row for row in rows if row["model_sha256"] == old.sha256]
+    assert {row["mode"] for row in before} == {"shadow", "live"}
+    explained = one(lake.url, rows[-1], files=[tmp_path / "old.onnx"])
+    assert explained.identical
+    (note,) = explained.notes
+    assert before[-1]["event_time"].strftime("until %Y-%m-%dT%H:%M:%S") in note and old.sha256 in note
+    assert note.endswith("the filter went on from its state, and so it did here")
+
+
+def test_a_filter_that_had_nothing_to_go_on_from(
+    run_flow: RunFlow, batches: list[pa.RecordBatch], tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), run_flow)
+    plain, shipped = variant(tmp_path / "plain.onnx", fusion=None), OnnxModel(SHIPPED / "lg_hg2_soc.onnx")
+    script = Script(Chosen(plain, "live"))
+    steps = {
+        5: lambda: script.__init__(Chosen(shipped, "live")),  # type: ignore[misc]
+        10: lambda: script.__init__(Chosen(plain, "live")),  # type: ignore[misc]
+    }
+    lake.live(Changing(batches[:15], steps), script, recovery=tmp_path / "state")  # type: ignore[arg-type]
+    rows = lake.predictions(KNOWN)
+    filtered = [row for row in rows if row["model_sha256"] == shipped.sha256]
+    assert rows[-1]["model_sha256"] == rows[0]["model_sha256"] == plain.sha256
+    files = [tmp_path / "plain.onnx"]
+    anew, last = one(lake.url, filtered[2], files=files), one(lake.url, rows[-1], files=files)
+    assert anew.identical and last.identical
+    assert anew.notes[0].endswith("it had no filter, so the filter began anew, and so it did here")
+    assert last.notes[0].endswith(f"sha256 {shipped.sha256}: this one keeps no state, so nothing went over")
+    assert one(lake.url, rows[-1]).notes[-1].endswith(f"sha256 {shipped.sha256}"), "nobody knows what that one keeps"
 
 
 def test_two_models_of_one_name_side_by_side_are_no_change(
