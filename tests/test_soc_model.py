@@ -8,21 +8,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from archives import SHARDS, archived
 
-from voltmill.connectors.lake import LakeSettings, LakeSink
+from voltmill.connectors.lake import LakeSettings
 from voltmill.flows.config import Config, RunSettings
 from voltmill.flows.replay import replay
 from voltmill.kernels import cell_model
 from voltmill.kernels.fleet import Fleet, FleetEntry
-from voltmill.kernels.schema import TELEMETRY, Quality
+from voltmill.kernels.schema import Quality
 from voltmill.operators import estimate
 from voltmill.operators.features import offline
 from voltmill.operators.model import load
-from voltmill.operators.shard import shard_names, split
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = load("lg_hg2_soc")
-SHARDS = 2
 
 
 @pytest.fixture
@@ -95,27 +94,6 @@ def test_every_case_that_is_measured_is_in_the_card(soc_cases):
     stated = MODEL.contract.errors
     assert [key for key in stated if "/" not in key] == list(soc_cases.CASES)
     assert all(f"{case}/{ambient}" in stated for case in soc_cases.CASES for ambient in (-20, -10, 0, 10, 25, 40))
-
-
-def archived(telemetry, folder):
-    """The rows as an archive of the live flow, in the order in which they would have arrived."""
-    telemetry = telemetry.take(pc.sort_indices(telemetry, [("event_time", "ascending")]))
-    telemetry = telemetry.set_column(
-        TELEMETRY.get_field_index("ingest_time"), TELEMETRY.field("ingest_time"), telemetry.column("event_time")
-    )
-    sink = LakeSink(
-        LakeSettings(url=str(folder)),
-        table="telemetry",
-        schema=TELEMETRY,
-        shards=shard_names(SHARDS),
-        store="20200101T0Z-a",
-    )
-    parts = [sink.build_part("lake", name, None) for name in shard_names(SHARDS)]
-    for first in range(0, len(telemetry), 1_000):
-        for k, batch in split(telemetry.slice(first, 1_000), SHARDS):
-            parts[k].write_batch([batch])
-    for part in parts:
-        part.close()
 
 
 def test_a_replay_of_the_test_cycles_gives_what_the_card_says(soc_views, soc_cases, cycles, tmp_path):

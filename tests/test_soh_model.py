@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from archives import SHARDS, archived
 from payloads import raw
 from session_rows import hold, ramp, series
 from telemetry import batch
 
-from voltmill.connectors.lake import LakeSettings, LakeSink
+from voltmill.connectors.lake import LakeSettings
 from voltmill.flows.config import Config, ModelEntry, RunSettings
 from voltmill.flows.replay import replay
 from voltmill.kernels.fleet import Fleet, FleetEntry
@@ -23,12 +24,10 @@ from voltmill.operators.decode import Decoder
 from voltmill.operators.model import load
 from voltmill.operators.sample import DecodeSettings
 from voltmill.operators.sessions import offline
-from voltmill.operators.shard import shard_names, split
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ("XJTU", "TJU", "HUST", "MIT")
 MEASURED = load("measured_soh")
-SHARDS = 2
 
 
 @pytest.fixture
@@ -168,26 +167,6 @@ def test_the_measured_capacity_is_what_the_cycler_counted(soh, calce, data_dir, 
     found = measured.measure(MEASURED, data_dir / "calce_cs2.parquet")
     assert set(found) == {case, f"{case}/CS2_35", f"{case}/CS2_36"}
     assert_stated(MEASURED.contract.errors, found)
-
-
-def archived(telemetry, folder):
-    """The rows as an archive of the live flow, in the order in which they would have arrived."""
-    telemetry = telemetry.set_column(
-        TELEMETRY.get_field_index("ingest_time"), TELEMETRY.field("ingest_time"), telemetry.column("event_time")
-    )
-    sink = LakeSink(
-        LakeSettings(url=str(folder)),
-        table="telemetry",
-        schema=TELEMETRY,
-        shards=shard_names(SHARDS),
-        store="20100101T0Z-a",
-    )
-    parts = [sink.build_part("lake", name, None) for name in shard_names(SHARDS)]
-    for first in range(0, len(telemetry), 10_000):
-        for k, rows in split(telemetry.slice(first, 10_000), SHARDS):
-            parts[k].write_batch([rows])
-    for part in parts:
-        part.close()
 
 
 def test_a_replay_gives_the_capacity_within_two_percent(calce, data_dir, tmp_path):
