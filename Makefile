@@ -42,7 +42,8 @@ bench: dev-env ## messages per second on one core, and what limits them
 
 train: train-env ## fit the cell, train every model anew, draw the pictures (downloads PyTorch; data: VOLTMILL_DATA)
 	@for part in cell_model ekf soc soh_tune soh rul baselines plots; do \
-		echo "== training/$$part.py"; MPLBACKEND=Agg $(BIN)/python training/$$part.py; \
+		echo "== training/$$part.py"; \
+		OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python training/$$part.py; \
 	done
 
 clean: ## remove what was built and cached; .venv stays
