@@ -86,18 +86,6 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Where the model is served over HTTP, if it is; its contract names it then."""
 
 
-#: Every shipped model that was made for a cell type; a fleet entry that names the type has them.
-SHIPPED_MODELS: typing.Final = tuple(
-    ModelEntry(name=name)
-    for name in (
-        "lg_hg2_soc",
-        *(f"{cell}_soh" for cell in ("hust", "mit", "tju", "xjtu")),
-        *(f"{cell}_rul" for cell in ("hust", "tju", "xjtu")),
-        "severson_early_life",
-    )
-)
-
-
 class ModelsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ``[models]`` table: where models come from while the flow runs."""
 
@@ -124,7 +112,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     features: FeatureSettings = FeatureSettings()
     sessions: SessionSettings = SessionSettings()
     health: HealthSettings = HealthSettings()
-    model: tuple[ModelEntry, ...] = SHIPPED_MODELS
+    model: tuple[ModelEntry, ...] = (ModelEntry(name="lg_hg2_soc"),)
     models: ModelsSettings = ModelsSettings()
     fleet: tuple[FleetEntry, ...] = ()
     archive: ArchiveSettings = ArchiveSettings()

@@ -25,7 +25,7 @@ def said(text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("scenario", "kills"), [("single", 8), ("cluster", 4)])
+@pytest.mark.parametrize(("scenario", "kills"), [("single", 6), ("cluster", 3)])
 def test_nothing_is_lost_and_nothing_doubled(scenario: str, kills: int, tmp_path: Path) -> None:
     if not has_mosquitto():
         missing("Mosquitto")
