@@ -187,7 +187,8 @@ def assert_complete(flow: Live, sent: list[tuple[str, bytes]], *, repeats: bool)
     assert len(rows) - len(good) == 0 or repeats
     assert len(letters) <= broken  # equal payloads, such as the empty one, are one here
     assert len(good) + broken == len(sent)
-    assert flow.stored() == len({(r["device_id"], r["event_time"]) for r in rows if accepted(r)})
+    stored, wanted = flow.stored(), len({(r["device_id"], r["event_time"]) for r in rows if accepted(r)})
+    assert stored == wanted, f"{stored} predictions in the database, {wanted} accepted samples"
 
 
 def accepted(row: dict[str, Any]) -> bool:
