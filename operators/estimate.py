@@ -108,7 +108,7 @@ class EstimateState:
             self._grow()
             self._count_unknown(seen)
         entry = self.table.facts["entry"][slots]
-        spare = Spare.none(len(rows))
+        spares: dict[str, Spare] = {}
         for k, (lane, share) in enumerate(zip(self._lanes, self._shares, strict=True)):
             theirs, wanted = share.rows[entry], lane.wanted(rows)
             where = np.flatnonzero(theirs if wanted is None else theirs & wanted)
@@ -117,6 +117,7 @@ class EstimateState:
             everywhere = len(where) == len(rows)
             part = rows if everywhere else rows.take(pa.array(where))
             asked = lane.ask(part, slots if everywhere else slots[where], share.known[entry[where]])
+            spare = spares.setdefault(lane.chosen.model.contract.target, Spare.none(len(rows)))
             if lane.chosen.mode == "fallback":
                 spare.add(lane.chosen.model, where, self._answer(lane, asked, lane.predict(asked)).interval)
                 continue

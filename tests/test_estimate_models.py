@@ -237,6 +237,12 @@ class TestSeveral:
         assert found[1]["quality_bits"] & Quality.MODEL_FAILED
         assert answers == [("spare", 2, 0), ("broken", 2, 1)]
 
+    def test_a_fallback_model_speaks_for_its_own_target_only(self):
+        broken = other(Odd(lambda out: out * np.nan), "broken")
+        health = other(Line(), "health", target="soh")
+        (found,) = predicted(state(broken, Chosen(health, "fallback")).apply(rows(*drive(1))))
+        assert (found["target"], found["value"], found["model_name"]) == ("soc", None, "broken")
+
     def test_a_fallback_model_that_fails_as_well_leaves_coulomb_counting(self):
         broken = Odd(lambda out: out, fusion=FUSION)
         now, table = state(broken, Chosen(other(Odd(lambda out: 1 / 0), "spare"), "fallback")), rows(*drive(4))
