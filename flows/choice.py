@@ -21,6 +21,7 @@ from voltmill.kernels.session_table import Column, session_columns
 from voltmill.operators.model import (
     Choice,
     Chosen,
+    Columns,
     Mode,
     Model,
     ModelError,
@@ -51,6 +52,19 @@ def tables(config: Config) -> dict[Table, list[Feature | Column]]:
 def table_columns(config: Config) -> dict[str, Collection[str]]:
     """The names of the columns of each table."""
     return {table: {c.name for c in columns} for table, columns in tables(config).items()}
+
+
+def load_entry(entry: ModelEntry, columns: Columns, metrics: Metrics) -> Model:
+    """The model that a ``[[model]]`` names, or that its endpoint serves.
+
+    Raises:
+        ModelError: it cannot be used; says why in one line.
+    """
+    if entry.endpoint is None:
+        return load(entry.name, columns=columns)
+    model = check_model(entry.name, open_endpoint(entry.endpoint, **metrics.endpoint(entry.name)))
+    check_columns(entry.name, model.contract, columns)
+    return model
 
 
 class Models:
@@ -111,19 +125,12 @@ class Models:
         out = {}
         for name, entry in self._entries.items():
             try:
-                out[name] = Chosen(self._load(entry), self._mode_of(entry))
+                out[name] = Chosen(load_entry(entry, self._columns, self._metrics), self._mode_of(entry))
             except ModelError as e:
                 if name not in self._in_folder:
                     raise ConfigError(f"[[model]] {e}") from None
                 out[name] = self._in_folder[name]
         return out
-
-    def _load(self, entry: ModelEntry) -> Model:
-        if entry.endpoint is None:
-            return load(entry.name, columns=self._columns)
-        model = check_model(entry.name, open_endpoint(entry.endpoint, **self._metrics.endpoint(entry.name)))
-        check_columns(entry.name, model.contract, self._columns)
-        return model
 
     def _mode_of(self, entry: ModelEntry | None) -> Mode:
         """A file that nobody named must not count unseen: it runs in shadow."""

@@ -5,11 +5,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
-from voltmill.flows.choice import table_columns
+from voltmill.flows.choice import load_entry, table_columns
 from voltmill.flows.config import Config
-from voltmill.flows.endpoint import open_endpoint
-from voltmill.operators.model import GROUP, SHIPPED, Model, ModelError, OnnxModel, check_model, discover, load
-from voltmill.operators.onnx_model import check_columns
+from voltmill.flows.metrics import Metrics
+from voltmill.operators.model import GROUP, SHIPPED, Columns, Model, ModelError, OnnxModel, discover
 
 
 class Listed(NamedTuple):
@@ -31,10 +30,11 @@ def list_models(config: Config) -> tuple[list[Listed], list[str]]:
     Args:
         config: names models, and the folder of others.
     """
-    found = discover(columns=table_columns(config))
+    columns = table_columns(config)
+    found = discover(columns=columns)
     problems = list(found.problems)
     modes: dict[str, str] = {entry.name: entry.mode for entry in config.model}
-    in_folder = dict(_of_folder(config, modes, problems))
+    in_folder = dict(_of_folder(config, columns, modes, problems))
     listed = [
         # A file in the folder stands in for another model of its name.
         Listed(name, model, *_origin(name), "" if name in in_folder else modes.get(name, ""))
@@ -45,13 +45,9 @@ def list_models(config: Config) -> tuple[list[Listed], list[str]]:
         if entry.name in in_folder or (entry.name in found.models and not entry.endpoint):
             continue
         try:
-            if entry.endpoint:
-                model: Model = check_model(entry.name, open_endpoint(entry.endpoint))
-                check_columns(entry.name, model.contract, table_columns(config))
-                listed.append(Listed(entry.name, model, "endpoint", entry.endpoint.url, entry.mode))
-            else:
-                model = load(entry.name, columns=table_columns(config))
-                listed.append(Listed(entry.name, model, "file", entry.name, entry.mode))
+            model = load_entry(entry, columns, Metrics())
+            where = ("endpoint", entry.endpoint.url) if entry.endpoint else ("file", entry.name)
+            listed.append(Listed(entry.name, model, *where, entry.mode))
         except ModelError as e:
             problems.append(f"[[model]] {e}")
     return listed, problems
@@ -64,12 +60,14 @@ def _origin(name: str) -> tuple[str, str]:
     return "package", next((point.value for point in entry_points(group=GROUP) if point.name == name), "")
 
 
-def _of_folder(config: Config, modes: dict[str, str], problems: list[str]) -> Iterator[tuple[str, Listed]]:
+def _of_folder(
+    config: Config, columns: Columns, modes: dict[str, str], problems: list[str]
+) -> Iterator[tuple[str, Listed]]:
     if not config.models.folder:
         return
     for path in sorted(Path(config.models.folder).glob("*.onnx")):
         try:
-            model = OnnxModel(path, columns=table_columns(config))
+            model = OnnxModel(path, columns=columns)
         except ModelError as e:
             problems.append(str(e))
         else:

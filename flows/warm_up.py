@@ -42,6 +42,7 @@ def warm_up() -> None:
     settings = SimulateSettings(gateways=1, packs_per_gateway=1, modules_per_pack=2, duration_seconds=20.0)
     payloads = [payload for _, payload in messages(settings)]
     config = Config(model=(ModelEntry(name="lg_hg2_soc"),))
+    models = Models(config).of("features")
     telemetry, _ = Decoder(config.decode)(raw_batch(payloads))
     assert telemetry is not None
     for _, part in split(telemetry, 2):
@@ -49,7 +50,7 @@ def warm_up() -> None:
         judged = quality.apply(part)  # once: the same rows again would be duplicates, in which no kernel runs
         rows = FeatureState(FeatureSettings(), fleet).apply(judged)
         QualityState(QualitySettings(), fleet, quality.snapshot()).apply(part)
-        EstimateState(Models(config).of("features"), fleet).apply(rows)
+        EstimateState(models, fleet).apply(rows)
         SessionState(SessionSettings(), fleet).apply(judged)
     _value_one(fleet)
     _receive_one()

@@ -172,7 +172,7 @@ class EstimateState:
         states = {lane[0]: (lane, pending) for lane, pending in stored}
         states |= {(lane[0], lane[1]): (lane, pending) for lane, pending in stored}
         self._shares = share_out(chosen, self._fleet)
-        self._unserved = unserved(chosen, self._fleet)
+        self._unserved = unserved(self._shares, self._fleet)
         self._queues = {
             k: Queue(lambda job, lane=lane: lane.predict(job.asked))  # type: ignore[misc]
             for k, lane in enumerate(self._lanes)
@@ -208,9 +208,9 @@ class EstimateState:
         return answer
 
     def _made(self, lane: Lane, job: _Job, outputs: Outputs) -> list[Made]:
-        rows, (interval, failed, bits, error) = job.asked.rows, self._answer(lane, job.asked, outputs)
+        rows, (interval, failed, error) = job.asked.rows, self._answer(lane, job.asked, outputs)
         interval.put(failed & (job.spare.made_by >= 0), job.spare.interval)
-        made = [Made("predictions", prediction_batch(rows, lane.chosen, interval, failed, bits, job.spare))]
+        made = [Made("predictions", prediction_batch(rows, lane.chosen, interval, failed, job.asked.bits, job.spare))]
         if error is not None and failed.any():
             made.append(Made("failures", failure_batch(rows, failed, lane.chosen.model, error)))
         contract = lane.chosen.model.contract

@@ -46,7 +46,6 @@ class Answer(NamedTuple):
     interval: Interval
     failed: Flags
     """Rows that the model should have answered and did not."""
-    bits: NDArray[np.uint32]
     error: Exception | None
     """Why it failed, if it did."""
 
@@ -116,7 +115,7 @@ class Lane:
         return outputs, ready, error
 
     def finish(self, asked: Asked, outputs: Matrix, ready: Flags, error: Exception | None) -> Answer:
-        """Turn outputs into values with intervals, in the order of the rows."""
+        """Turn outputs into values with intervals, in row order, and note in ``asked.bits`` what became of each."""
         domain, bits = asked.domain, asked.bits
         # One row that is no number falls back by itself: another cut of the rows must not change its neighbours.
         failed = domain & ready & ~self._sound(outputs)
@@ -127,9 +126,9 @@ class Lane:
         outputs[failed] = np.nan
         if self._contract.fusion is None:
             self._mark_warm_up(asked.rows, domain, bits)
-            return Answer(self._plain(outputs), failed, bits, error)
+            return Answer(self._plain(outputs), failed, error)
         use = np.where(failed, COASTED, np.where(domain & ready, MEASURED, WITHHELD)).astype(np.uint8)
-        return Answer(self._fused(asked, use, outputs), failed, bits, error)
+        return Answer(self._fused(asked, use, outputs), failed, error)
 
     def snapshot(self, count: int) -> tuple[Any, ...]:
         """Name, digest, kind and size of memory, filters and memory of the first so many devices: a copy."""

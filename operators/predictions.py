@@ -59,14 +59,10 @@ class Spare:
 
     def add(self, model: Model, rows: NDArray[np.intp], interval: Interval) -> None:
         """What one more model says of some rows; who spoke first is believed."""
-        news = rows[(self.made_by[rows] < 0) & np.isfinite(interval.value)]
-        whole = Interval.unknown(len(self.made_by))
-        for own, given in zip(whole, interval, strict=True):
-            own[rows] = given
-        where = np.zeros(len(self.made_by), np.bool_)
-        where[news] = True
-        self.interval.put(where, whole)
-        self.made_by[where] = len(self.models)
+        news = (self.made_by[rows] < 0) & np.isfinite(interval.value)
+        for own, given in zip(self.interval, interval, strict=True):
+            own[rows[news]] = given[news]
+        self.made_by[rows[news]] = len(self.models)
         self.models.append(model)
 
     def take(self, rows: NDArray[np.intp]) -> "Spare":

@@ -57,11 +57,11 @@ def share_out(models: Sequence[Chosen], fleet: Fleet) -> list[Share]:
     return shares
 
 
-def unserved(models: Sequence[Chosen], fleet: Fleet) -> Flags:
+def unserved(shares: Sequence[Share], fleet: Fleet) -> Flags:
     """Fleet entries, and last the devices of no entry, that no model was made for."""
     nobody = np.ones(len(fleet.entries) + 1, np.bool_)
-    for each in models:
-        nobody &= ~_knows(each.model.contract, fleet)
+    for share in shares:
+        nobody &= ~share.known
     return nobody
 
 
