@@ -19,8 +19,11 @@ from typing import Any
 import msgspec
 
 from voltmill.connectors.endpoint import EndpointSettings
+from voltmill.connectors.gateway_settings import GatewaySettings
+from voltmill.connectors.iothub_settings import IotHubSettings
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt import MqttSettings
+from voltmill.connectors.notify_settings import NotifySettings
 from voltmill.connectors.redrive import RedriveSettings
 from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.simulate_settings import SimulateSettings
@@ -40,6 +43,8 @@ class ConfigError(ValueError):
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ``[run]`` table: how the flow runs."""
 
+    source: typing.Literal["mqtt", "iothub"] = "mqtt"
+    """What the live flow reads: the broker of ``[mqtt]``, or the hub of ``[iothub]``."""
     state: str = "voltmill-data/state"
     """Folder of the recovery store, on a local disk."""
     shards: int = 4
@@ -106,6 +111,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     run: RunSettings = RunSettings()
     mqtt: MqttSettings = MqttSettings()
+    iothub: IotHubSettings = IotHubSettings()
+    gateway: GatewaySettings = GatewaySettings()
     decode: DecodeSettings = DecodeSettings()
     mapping: dict[str, MappingSpec] = {}
     quality: QualitySettings = QualitySettings()
@@ -119,6 +126,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     lake: LakeSettings = LakeSettings()
     redrive: RedriveSettings = RedriveSettings()
     sql: SqlSettings = SqlSettings()
+    notify: tuple[NotifySettings, ...] = ()
     simulate: SimulateSettings = SimulateSettings()
 
     @property
@@ -215,7 +223,7 @@ def _explain(message: str, data: dict[str, Any]) -> str:
     choices = _choices(place)
     if choices and text.startswith("Invalid enum value"):
         return f"{where}must be one of {', '.join(choices)}"
-    if place in ("fleet", "model") and text.startswith("Expected `array`"):
+    if place in ("fleet", "model", "notify") and text.startswith("Expected `array`"):
         return f"{where}is a list of tables: write [[{place}]]"
     for prefix in (f"{place}.", f"{place}: ", f"{place.rpartition('.')[2]}: "):
         text = text.removeprefix(prefix)  # structs name their own table where they do not know who asks

@@ -42,6 +42,11 @@ host = "broker"
 topics = ["a/#", "b/#"]
 [mqtt.tls]
 ca_file = "ca.pem"
+[iothub]
+consumer_group = "soc"
+[gateway]
+[[notify]]
+name = "duty"
 [decode]
 mapping = "car"
 time_zone = "Europe/Berlin"
@@ -85,7 +90,7 @@ def test_every_table_arrives(tmp_path: Path) -> None:
     assert c.decode.mapping == "car" and c.mapping["car"].topic == "cars/#"
     assert c.quality.late_seconds == 5 and c.features.windows_seconds == (60,) and c.archive.payload
     assert [m.mode for m in c.model] == ["live", "shadow"] and c.sql.table == "soc"
-    assert c.redrive.poll_seconds == 2
+    assert c.redrive.poll_seconds == 2 and c.iothub.consumer_group == "soc" and [n.name for n in c.notify] == ["duty"]
     assert c.devices.facts("a/1").capacity_ah == 3 and c.devices.facts("b/1").cell_type == ""
     assert c.devices.facts("a/1").limits.cell_voltage_volt == (2.5, 4.2)
     assert c.lake.storage_options == {"account_name": "n", "account_key": SECRET}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv from uv.lock: `setup.sh run` with what voltmill needs, `dev` with the tools, `train` with PyTorch besides.
+# Makes .venv from uv.lock: `setup.sh run` with what the demo needs, `dev` with the extras and the tools, `train` with
+# PyTorch besides.
 # `setup.sh node` puts Node.js and npm into .cache/servers/node instead, for a test server (deploy/dev/azurite).
 # Needs Python 3.11 or 3.12 and a way to a package index; neither root, nor pip, nor uv, nor python3-venv.
 # Safe to repeat: with nothing changed it is done at once. PYTHON=/path/to/python chooses the interpreter.
@@ -11,8 +12,8 @@ UV_VERSION=0.13.9
 level=${1:-run}
 case $level in
     run) groups=(--no-dev) sufficient=(run dev train) ;;
-    dev) groups=() sufficient=(dev train) ;;
-    train) groups=(--group training) sufficient=(train) ;;
+    dev) groups=(--all-extras) sufficient=(dev train) ;;
+    train) groups=(--all-extras --group training) sufficient=(train) ;;
     node) groups=() sufficient=() ;;
     *) die "unknown level \"$level\": run, dev, train or node" ;;
 esac
