@@ -23,8 +23,9 @@ from voltmill.connectors.sql_sqlite import SqliteDatabase
 from voltmill.connectors.sql_writer import Writer
 from voltmill.kernels.schema import PREDICTION, PREDICTION_KEY
 
-__all__ = ["SqlError", "SqlSettings", "SqlTable", "read_rows"]
+__all__ = ["SqlError", "SqlSettings", "SqlTable", "open_database", "read_rows"]
 
+PREDICTIONS: Final = "predictions"
 _ONE_WRITER: Final = "sql"
 State = tuple[str]
 
@@ -38,6 +39,7 @@ class SqlTable:
 
     Args:
         settings: where.
+        table: name of what to read: in SQLite a view, and the first part of the names of the tables under it.
         schema: of every batch; columns of text, numbers, times and labels.
         key: the columns of the primary key.
         patience: waits while the database is away.
@@ -52,18 +54,19 @@ class SqlTable:
         self,
         settings: SqlSettings,
         *,
+        table: str = PREDICTIONS,
         schema: pa.Schema = PREDICTION,
         key: Sequence[str] = PREDICTION_KEY,
         patience: Patience,
         observe: Callable[[float], None] = lambda seconds: None,
         on_written: Callable[[pa.RecordBatch], None] = lambda batch: None,
     ) -> None:
-        self.settings = settings
+        self.settings, self.name = settings, table
         self._schema, self._key = schema, tuple(key)
         self._patience = patience
         self._observe, self._on_written = observe, on_written
         self.one_writer = not settings.url.startswith(POSTGRESQL)
-        _database(settings, schema, self._key)
+        self._database()
 
     def prepare(self) -> None:
         """Make the tables where they are missing, before the flow runs; waits for a server that is away.
@@ -93,24 +96,41 @@ class SqlTable:
 
     def writer(self) -> Writer:
         """A writer with a connection of its own, opened at its first call."""
-        database = _database(self.settings, self._schema, self._key)
-        return Writer(database, self._patience, self._observe, self._on_written)
+        return Writer(self._database(), self._patience, self._observe, self._on_written)
+
+    def _database(self) -> Database:
+        return open_database(self.settings, table=self.name, schema=self._schema, key=self._key)
 
 
 def read_rows(
-    settings: SqlSettings, *, schema: pa.Schema = PREDICTION, key: Sequence[str] = PREDICTION_KEY
+    settings: SqlSettings,
+    *,
+    table: str = PREDICTIONS,
+    schema: pa.Schema = PREDICTION,
+    key: Sequence[str] = PREDICTION_KEY,
 ) -> pa.Table:
     """Every row of the table, in the schema it was written with, ordered by ``key``.
 
     Raises:
         SqlError: no such database or table.
     """
-    return _database(settings, schema, key).read()
+    return open_database(settings, table=table, schema=schema, key=key).read()
 
 
-def _database(settings: SqlSettings, schema: pa.Schema, key: Sequence[str]) -> Database:
+def open_database(
+    settings: SqlSettings,
+    *,
+    table: str = PREDICTIONS,
+    schema: pa.Schema = PREDICTION,
+    key: Sequence[str] = PREDICTION_KEY,
+) -> Database:
+    """The database, in the dialect that its URL names; it connects at its first call.
+
+    Raises:
+        ValueError: the schema or the key cannot be stored.
+    """
     dialect = PostgresqlDatabase if settings.url.startswith(POSTGRESQL) else SqliteDatabase
-    return dialect(settings, schema, key)
+    return dialect(settings, table, schema, key)
 
 
 @operator
@@ -126,7 +146,7 @@ class _Logic(StatefulBatchLogic[pa.RecordBatch, pa.RecordBatch, State]):
     def __init__(self, table: SqlTable, state: State | None) -> None:
         if state not in (None, ("v1",)):
             raise SqlError(f"{table.settings.place}: the recovery store holds state {state!r}, not ('v1',)")
-        self._table = table.settings.table
+        self._table = table.name
         self._writer = table.writer()
 
     def on_batch(self, values: list[pa.RecordBatch]) -> tuple[Iterable[pa.RecordBatch], bool]:

@@ -5,7 +5,7 @@ No dialect knows Bytewax, waits for an outage, or decides what becomes of a row:
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -42,6 +42,27 @@ class Database(Protocol):
 
     def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Store all rows in one transaction: all of them or none. Of rows with one key the last one stays.
+
+        Raises:
+            Exception: One for ``classify``.
+        """
+
+    def run(self, statements: Sequence[str]) -> None:
+        """Run statements of the schema in one transaction: all of them or none.
+
+        Makes the database where it is a file and there is none. An index over many rows takes its time: the limit is
+        an hour, but a lock is not waited for longer than ``timeout_seconds``.
+
+        Args:
+            statements: Each a single one, without parameters.
+
+        Raises:
+            SqlError: There is no such database, and none can be made.
+            Exception: One for ``classify``; nothing was changed.
+        """
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What a query without parameters gives.
 
         Raises:
             Exception: One for ``classify``.

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from voltmill.connectors import sql_odbc
 from voltmill.connectors.sql_dialect import Failure, SqlError
-from voltmill.connectors.sql_postgresql_text import COLUMNS, SESSION, Statements
+from voltmill.connectors.sql_postgresql_text import COLUMNS, MIGRATING, SESSION, Statements
 from voltmill.connectors.sql_settings import SqlSettings
 from voltmill.connectors.sql_text import quoted
 from voltmill.connectors.time_limit import TimeLimit
@@ -30,6 +30,8 @@ _INSTALL: Final = "apt-get install odbc-postgresql, or set [sql] driver"
 _CONNECT_SECONDS: Final = 3
 #: The server ends a statement by itself, if it can; our own limit is for one that cannot, s later.
 _GRACE_SECONDS: Final = 0.5
+#: A statement of the schema at most, s: an index over years of rows takes minutes.
+_RUN_SECONDS: Final = 3600
 
 #: By SQLSTATE, or its class (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _REFUSED: Final = {
@@ -61,6 +63,7 @@ class PostgresqlDatabase:
 
     Args:
         settings: where.
+        table: its name.
         schema: of every batch; columns of text, numbers, times and labels.
         key: the columns of the primary key.
 
@@ -68,10 +71,10 @@ class PostgresqlDatabase:
         ValueError: the schema or the key cannot be stored.
     """
 
-    def __init__(self, settings: SqlSettings, schema: pa.Schema, key: Sequence[str]) -> None:
-        self._settings, self._server = settings, settings.server
+    def __init__(self, settings: SqlSettings, table: str, schema: pa.Schema, key: Sequence[str]) -> None:
+        self._settings, self._server, self._table = settings, settings.server, table
         self._schema, self._key = schema, tuple(key)
-        self._text = Statements.of(settings.table, schema, key)
+        self._text = Statements.of(table, schema, key)
         fields = [f"c{k}" for k in range(len(schema))]  # a column may bear a word of Python
         self._row = msgspec.defstruct(
             "Row", [(field, Any) for field in fields], rename=dict(zip(fields, schema.names, strict=True))
@@ -83,7 +86,7 @@ class PostgresqlDatabase:
     @property
     def place(self) -> str:
         """Server and table."""
-        return f"{self._settings.place}: table {self._settings.table}"
+        return f"{self._settings.place}: table {self._table}"
 
     def create(self) -> None:
         """Make the table where it is missing; try the upsert on no rows, which shows what it lacks.
@@ -102,7 +105,7 @@ class PostgresqlDatabase:
         for name, type_ in self._text.types.items():
             if found.get(name) != type_:
                 what = f"{name} is {found[name]}, not {type_}" if name in found else f"{name} is missing"
-                raise SqlError(f"{self.place}: the table has other columns: {what}; name another table")
+                raise SqlError(f"{self.place}: the table has other columns: {what}; rename it")
         self._execute(self._text.upsert, "[]")
 
     def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
@@ -111,6 +114,22 @@ class PostgresqlDatabase:
         for batch in batches:
             rows.extend(map(self._row, *(_values(column) for column in batch.columns)))
         self._execute(self._text.upsert, msgspec.json.encode(rows).decode())
+
+    def run(self, statements: Sequence[str]) -> None:
+        """Run statements in one transaction."""
+        try:
+            self._execute("BEGIN")
+            self._execute(MIGRATING, str(1000 * _RUN_SECONDS), str(round(1000 * self._settings.timeout_seconds)))
+            for statement in (*statements, "COMMIT"):
+                self._execute(statement, seconds=_RUN_SECONDS)
+        except BaseException:
+            self.close()  # and the server undoes what was not committed
+            raise
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What a query gives."""
+        self._execute(query)
+        return list(map(tuple, self._cursor.fetchall()))
 
     def durable(self) -> None:
         """Nothing to do: a commit waits for the disk."""
@@ -159,13 +178,13 @@ class PostgresqlDatabase:
 
     def _columns(self) -> dict[str, str]:
         """Name and type of each column of the table that is there."""
-        self._execute(COLUMNS, quoted(self._settings.table))
+        self._execute(COLUMNS, quoted(self._table))
         return {name: type_ for name, type_ in self._cursor.fetchall()}
 
-    def _execute(self, text: str, *parameters: str) -> None:
+    def _execute(self, text: str, *parameters: str, seconds: float | None = None) -> None:
         if self._connection is None:
             self._connect()
-        with self._limit.calling(self._settings.timeout_seconds + _GRACE_SECONDS):
+        with self._limit.calling((seconds or self._settings.timeout_seconds) + _GRACE_SECONDS):
             self._cursor.execute(text, *parameters)
 
     def _connect(self) -> None:

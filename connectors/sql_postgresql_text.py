@@ -23,6 +23,8 @@ SESSION: Final = (
     "SELECT set_config('statement_timeout', ?, false), set_config('TimeZone', 'UTC', false), "
     "CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END"
 )
+#: For one transaction: the limit of a statement and that of waiting for a lock, ms.
+MIGRATING: Final = "SELECT set_config('statement_timeout', ?, true), set_config('lock_timeout', ?, true)"
 
 
 @dataclass(frozen=True)

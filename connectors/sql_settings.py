@@ -50,16 +50,13 @@ class SqlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         >>> SqlSettings(url="postgresql://mill:s:e@cret@db.example:5433/fleet").server.password
         's:e@cret'
         >>> SqlSettings(url="postgresql://mill:s:e@cret@db.example:5433/fleet")
-        SqlSettings(postgresql://db.example:5433/fleet, predictions)
+        SqlSettings(postgresql://db.example:5433/fleet)
     """
 
     url: str = "sqlite:///voltmill-data/voltmill.db"
     """A SQLite file: `sqlite:///` and its path, a fourth slash if it is absolute. Or a PostgreSQL server:
     `postgresql://USER:${PASSWORD}@HOST:PORT/DATABASE`, where nothing needs to be escaped; options of libpq may
     follow, such as `?sslmode=verify-full&sslrootcert=/etc/ca.pem`."""
-    table: str = "predictions"
-    """Name of what to read: in PostgreSQL the table, in SQLite a view, and the first part of the names of the
-    tables under it."""
     driver: str = ""
     """PostgreSQL: name or path of its ODBC driver; empty: the one of Debian's package `odbc-postgresql`."""
     timeout_seconds: float = 10.0
@@ -70,8 +67,6 @@ class SqlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def __post_init__(self) -> None:
         """Check the values once, where they enter."""
-        if not self.table.isidentifier() or not self.table.isascii():
-            raise ValueError(f"table {self.table!r} must be a plain name: letters, digits and _")
         if not (self.timeout_seconds > 0 and self.outage_seconds >= 0):
             raise ValueError("timeout_seconds must be above 0 and outage_seconds at least 0")
         if self.url.startswith(POSTGRESQL):
@@ -81,7 +76,7 @@ class SqlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def __repr__(self) -> str:
         """Without the password."""
-        return f"SqlSettings({self.place}, {self.table})"
+        return f"SqlSettings({self.place})"
 
     @property
     def place(self) -> str:

@@ -66,6 +66,7 @@ class SqliteDatabase:
 
     Args:
         settings: where.
+        table: name of the view that reads them.
         schema: of every batch; columns of text, numbers, times and labels.
         key: the columns of the primary key.
 
@@ -73,10 +74,10 @@ class SqliteDatabase:
         ValueError: the schema or the key cannot be stored.
     """
 
-    def __init__(self, settings: SqlSettings, schema: pa.Schema, key: Sequence[str]) -> None:
-        self._settings = settings
+    def __init__(self, settings: SqlSettings, table: str, schema: pa.Schema, key: Sequence[str]) -> None:
+        self._settings, self._table = settings, table
         self._schema, self._key = schema, tuple(key)
-        self._statements = Statements.of(settings.table, schema, key)
+        self._statements = Statements.of(table, schema, key)
         self._open: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._known: dict[tuple[str, tuple[str | None, ...]], int] = {}
@@ -84,7 +85,7 @@ class SqliteDatabase:
     @property
     def place(self) -> str:
         """File and table."""
-        return f"{self._settings.path}: table {self._settings.table}"
+        return f"{self._settings.path}: table {self._table}"
 
     def create(self) -> None:
         """Make file, tables and views where they are missing.
@@ -92,23 +93,10 @@ class SqliteDatabase:
         Raises:
             SqlError: no such file can be made, or the table is there with other columns.
         """
-        path = self._settings.path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            connection = self._connection("rwc")
-            connection.execute("BEGIN IMMEDIATE")
-            with connection:
-                for statement in self._statements.create:
-                    connection.execute(statement)
-        except OSError as error:
-            raise SqlError(f"{path}: {error.strerror or error}") from error
-        except sqlite3.Error as error:
-            if _primary(error) in _NOT_OURS or self._open is None and self.classify(error) is Failure.FATAL:
-                raise SqlError(f"{path}: {error}") from error
-            raise
-        found = connection.execute(f"PRAGMA table_info({self._statements.rows})").fetchall()
+        self.run(self._statements.create)
+        found = self.rows(f"PRAGMA table_info({self._statements.rows})")
         if [name for _, name, *_ in found] != list(self._statements.columns):
-            raise SqlError(f"{self.place}: the table has other columns; name another table or file")
+            raise SqlError(f"{self.place}: the table has other columns; name another file")
 
     def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Store all rows in one transaction, over older ones of the same keys."""
@@ -123,6 +111,31 @@ class SqliteDatabase:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+    def run(self, statements: Sequence[str]) -> None:
+        """Run statements in one transaction; makes folder and file where they are missing.
+
+        Raises:
+            SqlError: no such file can be made, or it is no database.
+        """
+        path = self._settings.path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = self._connection("rwc")
+            connection.execute("BEGIN IMMEDIATE")
+            with connection:
+                for statement in statements:
+                    connection.execute(statement)
+        except OSError as error:
+            raise SqlError(f"{path}: {error.strerror or error}") from error
+        except sqlite3.Error as error:
+            if _primary(error) in _NOT_OURS or self._open is None and self.classify(error) is Failure.FATAL:
+                raise SqlError(f"{path}: {error}") from error
+            raise
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What a query gives; the file must be there."""
+        return self._connection("rw").execute(query).fetchall()
 
     def durable(self) -> None:
         """Flush the write-ahead log into the file: in WAL mode a commit itself does not wait for the disk.
@@ -160,13 +173,13 @@ class SqliteDatabase:
         Raises:
             SqlError: no such file or table.
         """
-        path, table = self._settings.path, self._settings.table
+        path = self._settings.path
         if not path.is_file():
             raise SqlError(f"{path}: no such file")
         names, order = ", ".join(map(quoted, self._schema.names)), ", ".join(map(quoted, self._key))
         try:
             with contextlib.closing(sqlite3.connect(path)) as connection:
-                rows = connection.execute(f"SELECT {names} FROM {table} ORDER BY {order}").fetchall()
+                rows = connection.execute(f"SELECT {names} FROM {self._table} ORDER BY {order}").fetchall()
         except sqlite3.Error as error:
             raise SqlError(f"{self.place}: {error}") from error
         columns = zip(*rows, strict=True) if rows else ([] for _ in self._schema)

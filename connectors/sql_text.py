@@ -74,11 +74,13 @@ class Statements:
 
 
 def check_key(table: str, schema: pa.Schema, key: Sequence[str]) -> None:
-    """Make sure that the columns of a key are columns of the schema.
+    """Make sure that a table has a plain name, and that the columns of its key are columns of the schema.
 
     Raises:
         ValueError: one is not.
     """
+    if not table.isidentifier() or not table.isascii():
+        raise ValueError(f"table {table!r} must be a plain name: letters, digits and _")
     if unknown := [name for name in key if name not in schema.names]:
         raise ValueError(f"table {table}: no column {', '.join(unknown)} for its key")
 

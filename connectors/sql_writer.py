@@ -62,7 +62,7 @@ class Writer:
         Raises:
             SqlError: the database cannot be used, or did not come in time.
         """
-        self._surely(self._database.create)
+        self.surely(self._database.create)
 
     def write(self, batches: Sequence[pa.RecordBatch]) -> list[Refused]:
         """Store the rows, over older ones of the same keys; returns those that the database does not take.
@@ -83,7 +83,7 @@ class Writer:
         Raises:
             SqlError: that cannot be done, or the database was away for too long.
         """
-        self._surely(self._database.durable)
+        self.surely(self._database.durable)
 
     def close(self) -> None:
         """Close the connection; a later call opens a new one."""
@@ -100,8 +100,15 @@ class Writer:
             for half in _halves(batches):
                 self._store(half, refused)
 
-    def _surely(self, work: Callable[[], None]) -> None:
-        """Do what no row has a part in."""
+    def surely(self, work: Callable[[], None]) -> None:
+        """Do what no row has a part in, such as a change of the schema, whatever passes.
+
+        Args:
+            work: uses the database; done again, from its beginning, after an error that passes.
+
+        Raises:
+            SqlError: it cannot be done, or the database was away for too long.
+        """
         if message := self._patiently(work):
             raise SqlError(f"{self._database.place}: {message}")
 

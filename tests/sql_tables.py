@@ -55,7 +55,7 @@ def connect(where: SqlSettings) -> Any:
     """A connection of a test's own."""
     if not is_postgresql(where):
         return sqlite3.connect(where.path, isolation_level=None, check_same_thread=False)
-    text = PostgresqlDatabase(where, PREDICTION, PREDICTION_KEY)._connection_string([])
+    text = PostgresqlDatabase(where, "predictions", PREDICTION, PREDICTION_KEY)._connection_string([])
     return sql_odbc.pyodbc(where.place).connect(text, autocommit=True)
 
 
@@ -64,7 +64,7 @@ def locked(where: SqlSettings) -> Any:
     connection = connect(where)
     connection.execute("BEGIN" if is_postgresql(where) else "BEGIN IMMEDIATE")
     if is_postgresql(where):
-        connection.execute(f"LOCK TABLE {where.table}")
+        connection.execute("LOCK TABLE predictions")
     return connection
 
 
@@ -74,7 +74,7 @@ def is_postgresql(where: SqlSettings) -> bool:
 
 def rows_of(where: SqlSettings) -> str:
     """The table that holds the rows."""
-    return where.table if is_postgresql(where) else f"{where.table}_rows"
+    return "predictions" if is_postgresql(where) else "predictions_rows"
 
 
 def reject(where: SqlSettings, condition: str, *, state: str = "P0001") -> None:

@@ -239,7 +239,7 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("text", "line"),
         [
-            ('[sql]\ntabel = "x"', '{path}: [sql] unknown key "tabel" (did you mean "table"?)'),
+            ('[sql]\ndrivr = "x"', '{path}: [sql] unknown key "drivr" (did you mean "driver"?)'),
             ('[[model]]\nname = "xyz"', "{path}: [[model]] xyz: cannot be read"),
             ('[mqtt.tls]\nca_file = "/no.pem"', "{path}: mqtt.tls.ca_file '/no.pem' cannot be used"),
             ('[decode]\nmapping = "xyz"', '{path}: decode.mapping: there is no mapping "xyz"'),

@@ -76,7 +76,7 @@ storage_options = { account_name = "n", account_key = "${KEY}" }
 [redrive]
 poll_seconds = 2
 [sql]
-table = "soc"
+timeout_seconds = 7
 [simulate]
 start_time = 2026-01-01T00:00:00+01:00
 [simulate.faults]
@@ -89,7 +89,7 @@ def test_every_table_arrives(tmp_path: Path) -> None:
     assert c.run.shards == 7 and c.mqtt.topics == ("a/#", "b/#") and c.mqtt.tls and c.mqtt.tls.ca_file == "ca.pem"
     assert c.decode.mapping == "car" and c.mapping["car"].topic == "cars/#"
     assert c.quality.late_seconds == 5 and c.features.windows_seconds == (60,) and c.archive.payload
-    assert [m.mode for m in c.model] == ["live", "shadow"] and c.sql.table == "soc"
+    assert [m.mode for m in c.model] == ["live", "shadow"] and c.sql.timeout_seconds == 7
     assert c.redrive.poll_seconds == 2 and c.iothub.consumer_group == "soc" and [n.name for n in c.notify] == ["duty"]
     assert c.devices.facts("a/1").capacity_ah == 3 and c.devices.facts("b/1").cell_type == ""
     assert c.devices.facts("a/1").limits.cell_voltage_volt == (2.5, 4.2)
@@ -112,7 +112,7 @@ def test_every_table_arrives(tmp_path: Path) -> None:
         ("[features]\nwindow_seconds = 1", '[features] unknown key "window_seconds" (did you mean "windows_seconds"?)'),
         ("[archive]\npayloads = 1", '[archive] unknown key "payloads" (did you mean "payload"?)'),
         ("[lake]\nurll = 1", '[lake] unknown key "urll" (did you mean "url"?)'),
-        ("[sql]\ntabel = 1", '[sql] unknown key "tabel" (did you mean "table"?)'),
+        ("[sql]\ndrivr = 1", '[sql] unknown key "drivr" (did you mean "driver"?)'),
         ("[simulate]\nsped = 1", '[simulate] unknown key "sped" (did you mean "speed"?)'),
         ("[simulate.faults]\ndrop = 1", '[simulate.faults] unknown key "drop" (did you mean "drop_rate"?)'),
         ("[[model]]\nname = 'x'\nmod = 'shadow'", '[model[0]] unknown key "mod" (did you mean "mode"?)'),
@@ -219,7 +219,7 @@ class TestEnvironment:
             "[mqtt]\nport = '${PW}'",
             "[run]\nlog_level = '${PW}'",
             "[sql]\nurl = 'mssql://u:${PW}@host'",
-            "[sql]\ntable = '${PW}'",
+            "[sql]\ntimeout_seconds = '${PW}'",
             "[decode]\nmapping = '${PW}'",
             "[decode]\ntime_zone = '${PW}'",
             "[lake]\nstorage_options = ['${PW}']",

@@ -104,8 +104,8 @@ def test_a_broker_that_is_not_there_is_waited_for(live: Callable[..., Live], tmp
 
 
 def test_a_wrong_configuration_is_status_2_and_one_line(tmp_path: Path) -> None:
-    (tmp_path / "wrong.toml").write_text('[sql]\ntabel = "x"\n')
+    (tmp_path / "wrong.toml").write_text('[sql]\ndrivr = "x"\n')
     command = [sys.executable, "-m", "voltmill.flows.cli", "run", "live", "-c", str(tmp_path / "wrong.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f'voltmill: {tmp_path}/wrong.toml: [sql] unknown key "tabel" (did you mean "table"?)\n'
+    assert done.stderr == f'voltmill: {tmp_path}/wrong.toml: [sql] unknown key "drivr" (did you mean "driver"?)\n'

@@ -24,7 +24,8 @@ from stored_flow import predictions
 
 from voltmill.connectors import sql_writer
 from voltmill.connectors.outage import Patience
-from voltmill.connectors.sql import SqlError, SqlSettings, SqlTable, read_rows
+from voltmill.connectors.sql import SqlError, SqlSettings, SqlTable, open_database, read_rows
+from voltmill.connectors.sql_dialect import Failure
 from voltmill.connectors.sql_writer import Writer
 from voltmill.kernels.schema import ALERT, DEAD_LETTER, PREDICTION, PREDICTION_KEY, TELEMETRY
 
@@ -122,15 +123,18 @@ def test_nan_and_null_are_null(where: SqlSettings) -> None:
 
 def test_any_schema_will_do(where: SqlSettings) -> None:
     """An alert is opened, and written again when it closes; its times may be null."""
-    where = msgspec.structs.replace(where, table="alerts")
     alert = {"alert_id": "x", "device_id": "m", "code": "OVER_TEMP_ALARM", "severity": "alarm", "quality_bits": 0}
     alert |= {"opened_at": stored_flow.START, "closed_at": None, "value": 61.5, "limit": 60.0}
-    out = writer(where, schema=ALERT, key=["alert_id"])
+    out = writer(where, table="alerts", schema=ALERT, key=["alert_id"])
     for closed in (None, stored_flow.START):
         out.write([pa.RecordBatch.from_pylist([alert | {"closed_at": closed}], schema=ALERT)])
-        assert read_rows(where, schema=ALERT, key=["alert_id"]).to_pylist() == [alert | {"closed_at": closed}]
+        assert read_rows(where, table="alerts", schema=ALERT, key=["alert_id"]).to_pylist() == [
+            alert | {"closed_at": closed}
+        ]
     with pytest.raises(ValueError, match="column seq: uint64 has no SQL type"):
         table(where, schema=TELEMETRY, key=["device_id"])
+    with pytest.raises(ValueError, match="table 'a b' must be a plain name"):
+        table(where, table="a b")
     with pytest.raises(ValueError, match="no column nought for its key"):
         table(where, key=["nought"])
 
@@ -139,6 +143,31 @@ def test_a_table_with_other_columns_is_named(where: SqlSettings) -> None:
     table(where, schema=ALERT, key=["alert_id"]).prepare()
     with pytest.raises(SqlError, match="predictions: the table has other columns"):
         table(where).prepare()
+
+
+def test_statements_of_the_schema_are_all_run_or_none(where: SqlSettings) -> None:
+    """Also where one waits for a lock, and in a database that is not there yet."""
+    database = open_database(where)
+    with pytest.raises(Exception, match=r"no_such|does not exist"):
+        database.run(["CREATE TABLE one (a integer)", "INSERT INTO one VALUES (1)", "DROP TABLE no_such"])
+    database.run(["CREATE TABLE one (a integer, b text) -- really?", "INSERT INTO one VALUES (7, 'x?')"])
+    assert database.rows("SELECT a, b FROM one") == [(7, "x?")]
+    with pytest.raises(Exception, match=r"UNIQUE|unique") as raised:
+        database.run(["CREATE UNIQUE INDEX u ON one (a)", "INSERT INTO one VALUES (8, ''), (7, '')"])
+    assert database.classify(raised.value) is Failure.REFUSED
+    assert database.rows("SELECT a, b FROM one") == [(7, "x?")]
+    database.run([])
+    database.close()
+    out = writer(where)
+    locking = locked(where)
+    with pytest.raises(Exception, match="lock") as raised:
+        open_database(msgspec.structs.replace(where, timeout_seconds=0.2)).run([f"DELETE FROM {rows_of(where)}"])
+    assert database.classify(raised.value) is Failure.TRANSIENT
+    locking.close()
+    out.surely(lambda: database.run([f"DELETE FROM {rows_of(where)}"]))
+    with pytest.raises(SqlError, match=r": table predictions: .*no_such"):
+        out.surely(lambda: database.run(["DROP TABLE no_such"]))
+    database.close()
 
 
 @pytest.mark.parametrize("refused", [[0], [59], [7, 31, 32], list(range(20, 40)), list(range(60))])
@@ -334,7 +363,6 @@ def test_nonsense_is_refused_where_it_is_set() -> None:
         {"url": f"{postgresql}:99999/db"},
         {"url": f"{postgresql}:/db"},
         {"url": f"{postgresql}/db?sslmode"},
-        {"table": "a b"},
         {"timeout_seconds": 0.0},
         {"outage_seconds": -1.0},
     ):

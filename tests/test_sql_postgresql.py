@@ -153,7 +153,7 @@ def as_mill(where: SqlSettings, password: str = "secret") -> SqlSettings:
 
 def test_each_error_of_the_server_has_its_class(where: SqlSettings) -> None:
     table(where).prepare()
-    database = PostgresqlDatabase(where, PREDICTION, PREDICTION_KEY)
+    database = PostgresqlDatabase(where, "predictions", PREDICTION, PREDICTION_KEY)
     connection = connect(where)
     connection.execute("CREATE TABLE t (a integer PRIMARY KEY CHECK (a < 9), b real, c text)")
     connection.execute("CREATE VIEW v AS SELECT * FROM t WHERE a > 0 WITH CHECK OPTION")
@@ -340,7 +340,7 @@ def test_the_table_is_fit_for_reports_and_checked(where: SqlSettings) -> None:
     query(where, "ALTER TABLE predictions ADD COLUMN note text")  # what others add is theirs
     table(where).prepare()
     query(where, "ALTER TABLE predictions ALTER COLUMN value TYPE double precision")
-    with pytest.raises(SqlError, match="other columns: value is double precision, not real; name another table"):
+    with pytest.raises(SqlError, match="other columns: value is double precision, not real; rename it"):
         table(where).prepare()
 
 

@@ -117,7 +117,7 @@ def where_size(folder: Path) -> int:
 def test_each_error_of_sqlite_has_its_class(tmp_path: Path) -> None:
     where = at(tmp_path)
     writer(where).write([predictions(0, 1)])
-    database = SqliteDatabase(where, PREDICTION, PREDICTION_KEY)
+    database = SqliteDatabase(where, "predictions", PREDICTION, PREDICTION_KEY)
     fresh = f"VALUES ({', '.join('?' * len(database._statements.columns))})"
     columns = (1, "x", None, None, None, 0, 0, 1, 1)
     insert = f"INSERT INTO predictions_rows {fresh}"
