@@ -3,25 +3,21 @@
 import itertools
 import logging
 import random
-import ssl
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlsplit
 
-import urllib3
 from urllib3.exceptions import HTTPError
 
 from voltmill.connectors.endpoint_errors import EndpointError, refused, unanswered
 from voltmill.connectors.endpoint_settings import EndpointSettings
+from voltmill.connectors.http_pool import HttpPool
 
 log = logging.getLogger("voltmill.endpoint")
 
 FIRST_WAIT_SECONDS: Final = 0.1
 LONGEST_WAIT_SECONDS: Final = 5.0
-_MOST_ERROR_BYTES: Final = 65_536
-_CHUNK: Final = 65_536
 
 
 class EndpointClient:
@@ -45,8 +41,7 @@ class EndpointClient:
     ) -> None:
         self._settings, self._observe, self._on_retry = settings, observe, on_retry
         self._closed = threading.Event()
-        self._pool = _pool(settings)
-        self._path = urlsplit(settings.url).path or "/"
+        self._pool = _open(settings)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if settings.key:
             self._headers["Authorization"] = f"Bearer {settings.key}"
@@ -90,66 +85,26 @@ class EndpointClient:
         self._pool.close()
 
     def _send(self, body: bytes, most_bytes: int, until: float) -> bytes:
-        """One request. It ends in time: within twice its time where an answer drips in byte by byte."""
+        """One request."""
         try:
-            seconds = _left(until)
-            response = self._pool.urlopen(
-                "POST",
-                self._path,
-                body=body,
-                headers=self._headers,
-                retries=False,
-                redirect=False,  # another address must not get the key
-                timeout=urllib3.Timeout(total=seconds),
-                preload_content=False,
-            )
-            good = 200 <= response.status < 300
-            answer = _read(response, most_bytes if good else _MOST_ERROR_BYTES, until)
+            answer = self._pool.request("POST", body, self._headers, most_bytes=most_bytes, until=until)
         except (HTTPError, OSError) as error:
             raise unanswered(self._settings, error) from error
-        if not good:
-            raise refused(self._settings, response.status, response.headers, answer)
-        if len(answer) > most_bytes:
+        if not answer.good:
+            raise refused(self._settings, answer.status, answer.headers, answer.body)
+        if len(answer.body) > most_bytes:
             text = "the answer is longer than that of a model: check url"
             raise EndpointError(self._settings, text, outcome="answer", away=False)
-        return answer
+        return answer.body
 
 
-def _pool(settings: EndpointSettings) -> urllib3.HTTPConnectionPool:
+def _open(settings: EndpointSettings) -> HttpPool:
     """As many connections as requests may be under way, each kept for the next one."""
-    at = urlsplit(settings.url)
-    assert at.hostname  # the settings have seen to that
-    if at.scheme == "http":
-        return urllib3.HTTPConnectionPool(at.hostname, at.port, maxsize=settings.concurrency)
     try:
-        context = ssl.create_default_context(cafile=settings.ca_file or None)
+        return HttpPool(settings.url, ca_file=settings.ca_file, connections=settings.concurrency)
     except OSError as error:
         text = f"ca_file {settings.ca_file!r} cannot be used: {error}: name a PEM file"
         raise EndpointError(settings, text, outcome="connection") from error
-    return urllib3.HTTPSConnectionPool(at.hostname, at.port, maxsize=settings.concurrency, ssl_context=context)
-
-
-def _read(response: urllib3.BaseHTTPResponse, most_bytes: int, until: float) -> bytes:
-    """The body; of one that is too long the beginning, a little longer than ``most_bytes``."""
-    parts, size = [], 0
-    try:
-        while part := response.read1(_CHUNK):
-            parts.append(part)
-            size += len(part)
-            if size > most_bytes:
-                break
-            _left(until)
-    finally:
-        response.close()  # a connection with the rest of an answer in it is of no use; read to its end, it is kept
-    return b"".join(parts)
-
-
-def _left(until: float) -> float:
-    """The seconds that are left; TimeoutError if none are."""
-    seconds = until - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
 
 
 def _back_off(sent: int) -> float:

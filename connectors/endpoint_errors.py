@@ -4,19 +4,16 @@ What a status means is Azure ML's: 424 wraps an error of the model itself, 408 i
 (https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints).
 """
 
-import datetime
-import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from urllib3 import exceptions as broken
 
 from voltmill.connectors.endpoint_settings import EndpointSettings
+from voltmill.connectors.http_pool import one_line, retry_after
 
 #: As often as the settings allow.
 ANY_NUMBER: Final = 1_000
-_SHOWN: Final = 300
 
 #: Statuses that pass by themselves; any other from 500 up does as well.
 _PASSING: Final = frozenset({408, 425, 429})
@@ -32,11 +29,6 @@ _MEND: Final = {
     424: "the model itself failed: see the log of the deployment",
     429: "more requests than the deployment takes in: lower concurrency, or give it more instances",
 }
-_SECRET: Final = re.compile(
-    r"(bearer\s+|(?:key|token|secret|signature|sig|password)\W{1,5})[^\s\"'&;,<]+", re.IGNORECASE
-)
-#: Where urllib3 begins with what it has tried to reach; that is in the line already.
-_POOL: Final = re.compile(r"^\W*(<[^>]*>|HTTPS?Connection(Pool)?\([^)]*\)): ")
 
 
 class EndpointError(ValueError):
@@ -69,7 +61,7 @@ class EndpointError(ValueError):
 
 def unanswered(settings: EndpointSettings, error: Exception) -> EndpointError:
     """The error for a request without an answer, or with half of one."""
-    reason = _line(str(error), settings.key) or type(error).__name__
+    reason = one_line(str(error), settings.key) or type(error).__name__
     if isinstance(error, broken.NewConnectionError):
         return EndpointError(settings, f"no connection: {reason}", outcome="connection", sends=ANY_NUMBER)
     if isinstance(error, broken.TimeoutError | TimeoutError):
@@ -85,7 +77,7 @@ def refused(settings: EndpointSettings, status: int, headers: Mapping[str, str],
     cause, of_model = _cause(status, headers)
     passes = cause in _PASSING or (cause >= 500 and not of_model)
     away = passes or not (of_model or cause in _ABOUT_THE_ROWS)
-    said = _line(body.decode("utf-8", "replace"), settings.key)
+    said = one_line(body.decode("utf-8", "replace"), settings.key)
     mend = _MEND[424] if of_model else _MEND.get(cause, "")
     return EndpointError(
         settings,
@@ -94,7 +86,7 @@ def refused(settings: EndpointSettings, status: int, headers: Mapping[str, str],
         # A model that fails may do better in another instance; one that says what is wrong with the rows will not.
         sends=ANY_NUMBER if passes else 2 if of_model and cause >= 424 else 1,
         away=away,
-        retry_after=_retry_after(headers.get("retry-after", "")),
+        retry_after=retry_after(headers.get("retry-after", "")),
     )
 
 
@@ -106,23 +98,3 @@ def _cause(status: int, headers: Mapping[str, str]) -> tuple[int, bool]:
         # Of a container that is overloaded or not up, not of the model in it.
         return cause, cause not in _PASSING and cause not in (502, 503, 504)
     return status, headers.get("x-ms-run-function-failed", "").lower() == "true"
-
-
-def _retry_after(text: str) -> float:
-    """The seconds that the header asks for, as a number or until a date; 0 where it says neither."""
-    if text.strip().isdecimal():
-        return min(float(text), 86_400.0)
-    try:
-        until = parsedate_to_datetime(text)
-    except ValueError:
-        return 0.0
-    now = datetime.datetime.now(datetime.UTC)
-    return max(0.0, (until - now).total_seconds()) if until.tzinfo else 0.0
-
-
-def _line(text: str, key: str) -> str:
-    """Text from outside on one line, shortened, with what could open the endpoint struck out."""
-    line = _POOL.sub("", " ".join(text.split()))
-    if key:
-        line = line.replace(key, "***")
-    return "".join(c for c in _SECRET.sub(r"\1***", line) if c.isprintable())[:_SHOWN]
