@@ -1,8 +1,11 @@
-"""``voltmill check``: what is wrong with a file, and how to mend it."""
+"""``voltmill check``: what is wrong with a file, or with a connection that it names, and how to mend it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from voltmill.connectors.probe import Finding
+from voltmill.flows.checking_connections import by_default, named, tried
 from voltmill.flows.choice import Models
 from voltmill.flows.config import Config, ConfigError, load
 from voltmill.flows.model_check import check_model_file
@@ -17,27 +20,46 @@ Findings = tuple[list[str], list[str]]
 """Problems, and what else there is to say, a line each."""
 
 
-def check_file(file: Path, config: Config) -> Findings:
-    """Check a configuration, a sample message or a model file, by the ending of its name."""
+@dataclass(frozen=True)
+class Checked:
+    """What came of a check, a line each.
+
+    Attributes:
+        problems: of the file itself: it cannot be used as it is.
+        report: what else there is to say of it.
+        connections: what came of trying the connections that it names.
+    """
+
+    problems: list[str]
+    report: list[str]
+    connections: Iterable[Finding] = ()
+
+
+def check_file(file: Path, config: Config, *, offline: bool = False) -> Checked:
+    """Check a configuration, a sample message or a model file, by the ending of its name.
+
+    Args:
+        file: what is checked.
+        config: what a message or a model is checked against.
+        offline: the connections that a configuration names are not tried.
+    """
     if file.suffix == ".toml":
-        return _configuration(file)
-    if file.suffix == ".onnx":
-        return _model(file, config)
-    return _message(file, config)
+        return _configuration(file, offline)
+    return Checked(*(_model if file.suffix == ".onnx" else _message)(file, config))
 
 
-def _configuration(file: Path) -> Findings:
+def _configuration(file: Path, offline: bool) -> Checked:
     try:
         config = load(file)
     except ConfigError as e:
-        return [str(e)], []
+        return Checked([str(e)], [])
     try:
         if config.mqtt.tls:
             config.mqtt.tls.context()
         models = Models(config)
         found = models.current()
     except ValueError as e:  # of files that it names
-        return [f"{file}: {e}"], []
+        return Checked([f"{file}: {e}"], [])
     report = [f"{file}: good", *models.problems]
     if not config.fleet:
         report.append("no [[fleet]] table: every device is unknown and gets no prediction")
@@ -49,7 +71,9 @@ def _configuration(file: Path) -> Findings:
         elif not entry.capacity_ah:
             report.append(f"{place}: capacity_ah is not set: no predictions")
         report += [f"{place}: {line}" for line in _side_by_side(found, entry)]
-    return [], report
+    if unnamed := by_default(file, config):
+        report.append(unnamed)
+    return Checked([], report, () if offline else tried(named(file, config)))
 
 
 def _side_by_side(found: Sequence[Chosen], entry: FleetEntry) -> Iterator[str]:

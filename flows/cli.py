@@ -5,6 +5,7 @@ one line on standard error; ``--debug`` gives the traceback.
 """
 
 import enum
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -148,17 +149,26 @@ def publish(
 def check(
     file: Annotated[Path, typer.Argument(help="A configuration (.toml), a message (.json) or a model (.onnx).")],
     config: ConfigFile = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Try none of the connections of a configuration.")] = False,
 ) -> None:
-    """What is wrong with a configuration, a sample message or a model, and how to mend it."""
+    """What is wrong with a configuration, its connections, a sample message or a model, and how to mend it.
+
+    Exit status 2 if the file is wrong, 1 if only a connection that it names fails.
+    """
     from voltmill.flows.checking import check_file
 
-    problems, report = check_file(file, load(config))
-    for line in report:
+    logging.getLogger().addHandler(logging.NullHandler())  # what clients log of a failure is said once, by us
+    checked = check_file(file, load(config), offline=offline)
+    for line in checked.report:
         typer.echo(line)
-    for line in problems:
+    for line in checked.problems:
         typer.echo(line, err=True)
-    if problems:
-        raise typer.Exit(2)
+    failed = False
+    for finding in checked.connections:
+        typer.echo(str(finding), err=not finding.works)
+        failed |= not finding.works
+    if checked.problems or failed:
+        raise typer.Exit(2 if checked.problems else 1)
 
 
 @app.command()

@@ -228,7 +228,9 @@ class TestErrors:
 class TestCheck:
     def test_configurations(self, call: Call, file: Any) -> None:
         path = file("c.toml", FLEET)
-        assert call("check", path) == (0, f"{path}: good\n", "")
+        defaults = "[mqtt] 127.0.0.1:1883, [lake] voltmill-data/lake, [sql] voltmill-data/voltmill.db"
+        said = f"not in the file, so the defaults hold, untried: {defaults}"
+        assert call("check", path) == (0, f"{path}: good\n{said}\n", "")
         path = file("c.toml", "")
         assert "no [[fleet]] table: every device is unknown" in call("check", path).out
         path = file("c.toml", FLEET.replace("lg-hg2", "xyz"))
