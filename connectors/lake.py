@@ -33,6 +33,7 @@ import msgspec
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink
 
+from voltmill.connectors import remote
 from voltmill.connectors.lake_partition import LakePartition, State
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.store import LakeError, Store
@@ -53,7 +54,8 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     url: str = "voltmill-data/lake"
     """A folder, or any fsspec URL such as ``abfs://container/lake``."""
     storage_options: dict[str, Any] = {}
-    """Arguments of the fsspec file system: account, credentials. Write secrets as ``${VAR}``."""
+    """Arguments of the fsspec file system: account, credentials. Write secrets as ``${VAR}``. In Azure,
+    ``credential = "default"`` is Entra ID: the identity of the workload or the machine, or a login."""
     max_file_rows: int = 131_072
     """Rows that end a file: 6 MB of telemetry with 16 cells."""
     max_file_bytes: int = 64 << 20
@@ -77,6 +79,9 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         for name in ("max_file_rows", "max_file_bytes", "max_file_age_seconds", "attempt_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0")
+        if remote.is_azure(self.url) and self.storage_options.get("credential", "default") != "default":
+            # Not shown: Azure's client takes a text here for a key.
+            raise ValueError('storage_options.credential must be "default"; a key is account_key, a SAS sas_token')
         if self.outage_seconds < 0:
             raise ValueError("outage_seconds must be at least 0 (0: as long as it takes)")
         if self.max_snapshot_bytes < 0:

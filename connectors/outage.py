@@ -18,6 +18,8 @@ T = TypeVar("T")
 FIRST_PAUSE_SECONDS: Final = 0.05
 #: Bounds how late the return of a system is noticed.
 LONGEST_PAUSE_SECONDS: Final = 1.0
+#: What a system asks for is heeded up to this time, s: longer ones are tried before, for they may be back.
+_LONGEST_ASKED_SECONDS: Final = 60.0
 #: How long a flow that is asked to stop still waits; what is not stored by then comes again.
 DRAIN_SECONDS: Final = 5.0
 _WORD_EVERY_SECONDS: Final = 60.0
@@ -62,7 +64,8 @@ class Patience:
 
         Args:
             attempt: does the whole piece of work or nothing of it; called again after a failure.
-            passes: whether an error may pass by itself; any other is raised at once.
+            passes: whether an error may pass by itself; any other is raised at once. Where it has ``retry_after``,
+                s, the next attempt is that far off, a minute at most.
 
         Raises:
             Exception: the last error of ``attempt``, when it does not pass or the wait is over.
@@ -72,7 +75,9 @@ class Patience:
         except Exception as error:
             if not passes(error):
                 raise
-            return self._wait(attempt, passes, error)
+            first = error
+        # Not in the handler: it would be taken for the origin of the errors of later attempts.
+        return self._wait(attempt, passes, first)
 
     def _wait(self, attempt: Callable[[], T], passes: Callable[[Exception], bool], error: Exception) -> T:
         began = time.monotonic()
@@ -90,7 +95,8 @@ class Patience:
                     waited = {"seconds": round(now - began, 1)}
                     log.warning("waiting for %s: %s", self._system, _line(error), extra=waited)
                     said = now
-                self._pause(min(pause * random.uniform(0.5, 1.0), deadline - now))
+                asked = min(getattr(error, "retry_after", 0.0), _LONGEST_ASKED_SECONDS)
+                self._pause(min(max(pause * random.uniform(0.5, 1.0), asked), deadline - now))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 try:
                     result = attempt()

@@ -1,39 +1,47 @@
-"""What sets a file system over the network apart: errors that pass, requests that end in time, reads by range.
+"""What sets a file system over the network apart: how it is opened, requests that end in time, reads by range.
 
 Azure's client retries by itself, after 15 s and more; ``Patience`` does that for every system alike and
 notices within a second that one is back. So the client's own retries are switched off here.
 """
 
-import errno
+import functools
 import io
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-#: Errors of a disk or a mount that pass, or that an operator mends: full, away, stale, read-only, not allowed.
-_PASSING: Final = frozenset(
-    getattr(errno, name)
-    for name in (
-        *("ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "EPERM", "EBUSY", "EAGAIN", "EMFILE", "ENFILE", "ENOMEM"),
-        *("ENOENT", "ENOTDIR", "EEXIST", "ESTALE", "ENODEV", "ENXIO", "EREMOTEIO", "ENOLINK", "ENOTCONN"),
-        *("ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ESHUTDOWN"),
-    )
-)
-#: Answers that pass: time-out, conflict (a container that is being deleted), too many requests. 404: the container.
-_PASSING_STATUS: Final = frozenset({404, 408, 409, 429})
-#: Answers that an operator mends while the flow runs: a key that was changed, a role that was taken.
-_DENIED: Final = frozenset({401, 403})
+from voltmill.connectors.extras import need
 
-_SECRET: Final = re.compile(
-    r"((?:AccountKey|SharedAccessSignature|sig|password|secret|token)=)[^;&\s'\"]+", re.IGNORECASE
-)
+#: What adlfs calls Azure; all of them use the Blob API.
+AZURE: Final = ("abfs", "abfss", "az")
+#: What adlfs takes to open an account, beside a credential, from the options or from ``AZURE_STORAGE_...``.
+_KEYS: Final = ("connection_string", "account_key", "sas_token", "client_id")
+#: Parts of one file that are under way at a time: above 64 MiB a file goes up in parts of 4 MiB, and comes down in
+#: such above 32 MiB. adlfs would send all of them at once, each a copy in memory and a connection.
+_PARTS_AT_ONCE: Final = 4
 
 
-def open_url(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """The file system of an fsspec URL, with no retries of its own, and the path in it."""
+def is_azure(url: str) -> bool:
+    """Whether a URL is of Azure Storage."""
+    return url.partition("://")[0] in AZURE
+
+
+def open_url(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The file system of an fsspec URL, with no retries of its own, and the path in it.
+
+    Raises:
+        MissingExtra: it is of Azure, whose packages are not installed.
+        ImportError: a package of another file system is not installed.
+        ValueError: the options are not such as it takes.
+    """
+    options = dict(options)
+    if is_azure(url):
+        need("adlfs", f"a lake at {shown(url)}")
+        options = {"max_concurrency": _PARTS_AT_ONCE} | _with_credential(url, options)
     fs, root = fsspec.url_to_fs(url, **options)
     config = getattr(getattr(fs, "service_client", None), "_config", None)  # adlfs has no option that says it
     if config is not None:
@@ -41,69 +49,33 @@ def open_url(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     return fs, root
 
 
+def _with_credential(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the credential of Entra ID where they ask for it, or name nothing else.
+
+    adlfs would make one of its own for each thread that opens the lake; they would all ask for tokens.
+    """
+    named = [name for name in _KEYS if options.get(name)]
+    if options.get("credential") and (named or os.environ.get("AZURE_STORAGE_CONNECTION_STRING")):
+        other = named[0] if named else "the environment's AZURE_STORAGE_CONNECTION_STRING"
+        raise ValueError(f"credential stands beside {other}, which would be used instead: leave one of them out")
+    inherited = any(os.environ.get(f"AZURE_STORAGE_{name.upper()}") for name in _KEYS)
+    if options.get("credential") or not (named or inherited or options.get("anon")):
+        options["credential"] = _default_credential(shown(url))
+    return options
+
+
+@functools.cache
+def _default_credential(url: str) -> Any:
+    """What finds out by itself who we are: by the environment, a workload's or machine's identity, or a login.
+
+    One for all threads, for it keeps the token. adlfs closes it at the end of the process.
+    """
+    return need("azure.identity.aio", f"a lake at {url}").DefaultAzureCredential()
+
+
 def ends_in_time(fs: Any) -> bool:
     """Whether each call takes ``timeout``, s: file systems that are asynchronous inside do."""
     return isinstance(fs, AsyncFileSystem)
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error or one of its causes was made from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        for name in ("status_code", "status"):
-            if isinstance(status := getattr(cause, name, None), int):
-                return status
-        cause = cause.__cause__
-    return None
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether an error may pass by itself, or once an operator has mended what it names."""
-    status = status_of(error)
-    if status is not None:
-        return status >= 500 or status in _PASSING_STATUS or status in _DENIED
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and (
-            cause.errno in _PASSING or isinstance(cause, ConnectionError | TimeoutError)
-        ):
-            return True
-        if isinstance(cause, _network_errors()):
-            return True
-        cause = cause.__cause__
-    return False
-
-
-def denied(error: BaseException) -> bool:
-    """Whether the credentials opened nothing."""
-    from azure.core.exceptions import ClientAuthenticationError
-
-    return status_of(error) in _DENIED or isinstance(error, ClientAuthenticationError)
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    # Imported when there is an error: aiohttp and azure cost 0.3 s, which a local lake need not pay.
-    from aiohttp import ClientConnectionError, ClientPayloadError
-    from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError, ServiceResponseError
-
-    refused = ClientAuthenticationError  # without a status when no token could be had
-    return (ClientConnectionError, ClientPayloadError, refused, ServiceRequestError, ServiceResponseError)
-
-
-def line_of(error: Exception, options: dict[str, Any]) -> str:
-    """An error of a library on one line, with what could open the lake struck out.
-
-    Of an answer of Azure's the sentence and the code, not the XML they came in.
-    """
-    text = " ".join(str(error).split())
-    if isinstance(error, TimeoutError):
-        text = text or "no answer in time"
-    if code := re.search(r" RequestId:.* ErrorCode: ?(\w+)", text):
-        text = f"{text[: code.start()]} ({code[1]})"
-    line = _SECRET.sub(r"\1***", f"{type(error).__name__}: {text}")
-    for secret in (value for value in options.values() if isinstance(value, str) and len(value) > 3):
-        line = line.replace(secret, "***")
-    return line[:400]
 
 
 def shown(url: str) -> str:

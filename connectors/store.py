@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from voltmill.connectors import local, remote
+from voltmill.connectors import local, remote, remote_errors
 from voltmill.connectors.outage import Patience
 
 T = TypeVar("T")
@@ -45,7 +45,13 @@ class LakeError(Exception):
 
 
 class LakeAwayError(LakeError):
-    """One that may pass: the lake does not answer, is full, or does not let us in."""
+    """One that may pass: the lake does not answer, is full, or does not let us in.
+
+    Attributes:
+        retry_after: how long the lake asks to be left alone, s.
+    """
+
+    retry_after = 0.0
 
 
 def hidden(path: str) -> bool:
@@ -87,7 +93,7 @@ class Store:
         try:
             self.fs, self.root = remote.open_url(url, self._options)
         except (ImportError, ValueError, TypeError) as error:
-            raise LakeError(f"lake {self.url}: {remote.line_of(error, self._options)}") from None
+            raise LakeError(f"lake {self.url}: {remote_errors.line_of(error, self._options)}") from None
         self.local = isinstance(self.fs, LocalFileSystem)
         self._patience = patience or Patience("the lake", seconds=ONE_OFF_SECONDS)
         self._attempt_seconds = attempt_seconds
@@ -186,8 +192,10 @@ class Store:
                 local.write(self.root, relative, data, new=True)
             else:
                 self.fs.pipe_file(self.path(relative), data.to_pybytes(), mode="create", **self._limit(data.size))
-        except FileExistsError:
-            return False
+        except FileExistsError as error:
+            if remote_errors.is_there(error):
+                return False
+            raise
         return True
 
     def _move_once(self, relative: str, new: str) -> None:
@@ -228,6 +236,8 @@ class Store:
             return list(local.sizes(path))
         self.fs.invalidate_cache()
         found = self.fs.find(path, detail=True, **self._limit(requests=10))  # 5,000 names each, in Azure
+        if not found:
+            self._ls(self._top())  # adlfs finds nothing in a container that is not there, too
         return [(path, entry["size"]) for path, entry in found.items()]
 
     def _ls(self, path: str) -> list[str]:
@@ -252,10 +262,11 @@ class Store:
                 self._failed += 1
                 if self._limited and self._failed % _FAILURES_A_COLLECTION == 0:
                     gc.collect()
-                passes = remote.may_pass(error) and (denied_passes or not remote.denied(error))
-                kind = LakeAwayError if passes else LakeError
-                raise kind(
-                    f"lake {self.url}: cannot {verb} {relative}: {remote.line_of(error, self._options)}"
-                ) from error
+                passes = remote_errors.may_pass(error) and (denied_passes or not remote_errors.denied(error))
+                line = remote_errors.line_of(error, self._options)
+                failed = (LakeAwayError if passes else LakeError)(f"lake {self.url}: cannot {verb} {relative}: {line}")
+                if isinstance(failed, LakeAwayError):
+                    failed.retry_after = remote_errors.retry_after(error)
+                raise failed from error
 
         return self._patience.call(attempt, lambda error: isinstance(error, LakeAwayError))
