@@ -9,17 +9,17 @@ an upgrade of the system. Times are ``timestamptz``; NaN and null both are NULL.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
-from voltmill.connectors import sql_odbc
+from voltmill.connectors import sql_json, sql_odbc
 from voltmill.connectors.sql_dialect import Failure, SqlError
 from voltmill.connectors.sql_postgresql_text import COLUMNS, MIGRATING, SESSION, Statements
+from voltmill.connectors.sql_session import Session, Way
 from voltmill.connectors.sql_settings import SqlSettings
 from voltmill.connectors.sql_text import quoted
 from voltmill.connectors.time_limit import TimeLimit
@@ -28,8 +28,6 @@ _DRIVER: Final = "PostgreSQL Unicode"  # as Debian's package registers it
 _INSTALL: Final = "apt-get install odbc-postgresql, or set [sql] driver"
 #: An attempt to connect, s, so that one begun just before the server's return does not hold up the next.
 _CONNECT_SECONDS: Final = 3
-#: The server ends a statement by itself, if it can; our own limit is for one that cannot, s later.
-_GRACE_SECONDS: Final = 0.5
 #: A statement of the schema at most, s: an index over years of rows takes minutes.
 _RUN_SECONDS: Final = 3600
 
@@ -75,13 +73,15 @@ class PostgresqlDatabase:
         self._settings, self._server, self._table = settings, settings.server, table
         self._schema, self._key = schema, tuple(key)
         self._text = Statements.of(table, schema, key)
-        fields = [f"c{k}" for k in range(len(schema))]  # a column may bear a word of Python
-        self._row = msgspec.defstruct(
-            "Row", [(field, Any) for field in fields], rename=dict(zip(fields, schema.names, strict=True))
+        self._encoder = sql_json.Encoder(schema)
+        self._session = Session(
+            self.place,
+            settings.timeout_seconds,
+            TimeLimit(self._server.port),
+            way=lambda module: Way(self._connection_string(module.drivers()), seconds=_CONNECT_SECONDS),
+            setup=(SESSION, str(round(1000 * settings.timeout_seconds))),
+            install=_INSTALL,
         )
-        self._limit = TimeLimit(self._server.port)
-        self._connection: Any = None
-        self._cursor: Any = None
 
     @property
     def place(self) -> str:
@@ -97,7 +97,7 @@ class PostgresqlDatabase:
         found = self._columns()
         if not found:
             try:
-                self._execute(self._text.create)
+                self._session.execute(self._text.create)
             except Exception as error:
                 if sql_odbc.state(error) not in ("23505", "42P07"):  # another process was making it
                     raise
@@ -106,30 +106,31 @@ class PostgresqlDatabase:
             if found.get(name) != type_:
                 what = f"{name} is {found[name]}, not {type_}" if name in found else f"{name} is missing"
                 raise SqlError(f"{self.place}: the table has other columns: {what}; rename it")
-        self._execute(self._text.upsert, "[]")
+        self._session.execute(self._text.upsert, "[]")
 
     def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Store all rows in one statement, over older ones of the same keys."""
         rows: list[msgspec.Struct] = []
         for batch in batches:
-            rows.extend(map(self._row, *(_values(column) for column in batch.columns)))
-        self._execute(self._text.upsert, msgspec.json.encode(rows).decode())
+            rows += self._encoder.rows([sql_json.values(column) for column in batch.columns])
+        self._session.execute(self._text.upsert, self._encoder.text(rows))
 
     def run(self, statements: Sequence[str]) -> None:
         """Run statements in one transaction."""
         try:
-            self._execute("BEGIN")
-            self._execute(MIGRATING, str(1000 * _RUN_SECONDS), str(round(1000 * self._settings.timeout_seconds)))
+            self._session.execute("BEGIN")
+            self._session.execute(
+                MIGRATING, str(1000 * _RUN_SECONDS), str(round(1000 * self._settings.timeout_seconds))
+            )
             for statement in (*statements, "COMMIT"):
-                self._execute(statement, seconds=_RUN_SECONDS)
+                self._session.execute(statement, seconds=_RUN_SECONDS)
         except BaseException:
             self.close()  # and the server undoes what was not committed
             raise
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """What a query gives."""
-        self._execute(query)
-        return list(map(tuple, self._cursor.fetchall()))
+        return self._session.rows(query)
 
     def durable(self) -> None:
         """Nothing to do: a commit waits for the disk."""
@@ -150,12 +151,7 @@ class PostgresqlDatabase:
 
     def close(self) -> None:
         """Close the connection."""
-        connection, self._connection, self._cursor = self._connection, None, None
-        if connection is not None:
-            try:
-                connection.close()
-            except Exception:  # it was broken
-                return
+        self._session.close()
 
     def read(self) -> pa.Table:
         """Every row, ordered by key.
@@ -164,41 +160,17 @@ class PostgresqlDatabase:
             SqlError: the database cannot be read.
         """
         try:
-            self._execute(self._text.select)
-            rows = self._cursor.fetchall()
+            return sql_json.table(self._session.rows(self._text.select), self._schema)
         except Exception as error:
             if isinstance(error, SqlError):
                 raise
             raise SqlError(f"{self.place}: {self.explain(error)}") from error
         finally:
             self.close()
-        values = zip(*rows, strict=True) if rows else ([] for _ in self._schema)
-        arrays = [_array(list(column), field.type) for column, field in zip(values, self._schema, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=self._schema)
 
     def _columns(self) -> dict[str, str]:
         """Name and type of each column of the table that is there."""
-        self._execute(COLUMNS, quoted(self._table))
-        return {name: type_ for name, type_ in self._cursor.fetchall()}
-
-    def _execute(self, text: str, *parameters: str, seconds: float | None = None) -> None:
-        if self._connection is None:
-            self._connect()
-        with self._limit.calling((seconds or self._settings.timeout_seconds) + _GRACE_SECONDS):
-            self._cursor.execute(text, *parameters)
-
-    def _connect(self) -> None:
-        module = sql_odbc.pyodbc(self.place)
-        text = self._connection_string(module.drivers())
-        try:
-            with self._limit.opening(2 * _CONNECT_SECONDS):
-                connection = module.connect(text, autocommit=True)
-        except module.Error as error:
-            if sql_odbc.state(error) in ("01000", "IM002", "IM003", "IM004"):
-                raise SqlError(f"{self.place}: {sql_odbc.message(error)}; {_INSTALL}") from error
-            raise
-        self._connection, self._cursor = connection, connection.cursor()
-        self._execute(SESSION, str(round(1000 * self._settings.timeout_seconds)))
+        return dict(self._session.rows(COLUMNS, quoted(self._table)))
 
     def _connection_string(self, registered: Sequence[str]) -> str:
         server = self._server
@@ -227,26 +199,3 @@ def _driver(registered: Sequence[str]) -> str:
 def _libpq(value: str) -> str:
     """A value in a connection string of libpq."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _values(column: pa.Array) -> Iterable[Any]:
-    """A column as JSON has it; msgspec makes null of NaN, and would of what is infinite."""
-    if pa.types.is_dictionary(column.type):
-        words = [*column.dictionary.to_pylist(), None]
-        return map(words.__getitem__, column.indices.fill_null(-1).to_numpy().tolist())
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.string())
-    if column.null_count and pa.types.is_integer(column.type):
-        return list(column.to_pylist())
-    values = column.to_numpy(zero_copy_only=False)
-    if pa.types.is_floating(column.type) and np.isinf(values).any():
-        return [str(value) if value in (np.inf, -np.inf) else value for value in values.tolist()]
-    return list(values.tolist())
-
-
-def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(type_):
-        return pa.array(values, pa.string()).dictionary_encode()
-    if pa.types.is_timestamp(type_):
-        return pa.array(values, pa.timestamp("us")).cast(type_)  # UTC, by the connection's time zone
-    return pa.array(values, type_)

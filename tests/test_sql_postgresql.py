@@ -356,7 +356,7 @@ def test_the_servers_own_ways_do_not_matter(where: SqlSettings) -> None:
     out.write([predictions(0, 50)])
     assert read_rows(where).to_pylist() == by_key(predictions(0, 50))
     database: Any = out._database
-    assert database._cursor.execute("SHOW synchronous_commit").fetchval() == "on"
+    assert database._session.execute("SHOW synchronous_commit").fetchval() == "on"
 
 
 def test_tls_with_the_servers_certificate(certificates: Certificates, postgresql: PostgreSQL) -> None:
@@ -382,7 +382,7 @@ def test_tls_with_the_servers_certificate(certificates: Certificates, postgresql
             assert out.write([predictions(0, 5)]) == []
             database: Any = out._database
             used = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-            assert database._cursor.execute(used).fetchval() in (True, "1")
+            assert database._session.execute(used).fetchval() in (True, "1")
             out.close()
     finally:
         query(where, "ALTER SYSTEM RESET ssl")
