@@ -83,7 +83,7 @@ def live(
     running.log_to_stderr(settings.run.log_level)
     drain, metrics = Drain(), Metrics()
     running.drain_on_signals(drain)
-    running.prepare()
+    running.prepare(live=True)
     if settings.run.metrics_port:
         metrics.serve(settings.run.metrics_host, settings.run.metrics_port)
     dataflow = flow.build(settings, drain, metrics)

@@ -218,7 +218,7 @@ def _live(folder: Path) -> None:
     running.log_to_stderr("info")
     drain, metrics = Drain(), Metrics()
     running.drain_on_signals(drain)
-    running.prepare()
+    running.prepare(live=True)
     stored: list[Any] = []
 
     def note(batch: pa.RecordBatch) -> None:

@@ -117,7 +117,7 @@ def __getattr__(name: str) -> Dataflow:
     log_to_stderr(config.run.log_level)
     drain, metrics = Drain(), Metrics()
     drain_on_signals(drain)
-    prepare()
+    prepare(live=True)
     if config.run.metrics_port:
         metrics.serve(config.run.metrics_host, config.run.metrics_port)
     return build(config, drain, metrics)

@@ -23,7 +23,7 @@ from bytewax.run import cli_main
 from voltmill.connectors.drain import Drain
 from voltmill.flows import panics
 from voltmill.flows.config import RunSettings
-from voltmill.flows.warm_up import compiled, warm_up
+from voltmill.flows.warm_up import compiled, load, warm_up
 
 log = logging.getLogger("voltmill")
 
@@ -98,12 +98,19 @@ def _heed(reader: int, drain: Drain) -> None:
         drain.request()
 
 
-def prepare() -> None:
-    """Load the kernels, and say so where they must be compiled first, for that takes half a minute."""
+def prepare(*, live: bool = False) -> None:
+    """Have the kernels compiled, and say so where that must be done now, for it takes half a minute.
+
+    Args:
+        live: Load them too: the first message of a live flow should not wait for that. Else each is
+            loaded when it is first called, and those that a command does not need never.
+    """
     if not compiled():
         sys.stderr.write("voltmill: compiling the kernels, once on this machine (about half a minute) ...\n")
         sys.stderr.flush()
-    warm_up()
+        warm_up()
+    elif live:
+        load()
 
 
 def _leave(drain: Drain, ended: threading.Event) -> None:
