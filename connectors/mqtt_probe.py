@@ -35,11 +35,17 @@ _REFUSED = {
 }
 
 
-def probe(settings: MqttSettings) -> Finding:
-    """Whether the broker lets us in and grants each topic filter; within ten seconds, raises nothing."""
+def probe(settings: MqttSettings, *, reads: bool = True) -> Finding:
+    """Whether the broker lets us in and grants each topic filter; within ten seconds, raises nothing.
+
+    Args:
+        settings: where it is, and who we are.
+        reads: whether the topic filters are asked for; one that only publishes may lack the right to read.
+    """
     place = f"MQTT broker {settings.host}:{settings.port}"
     try:
-        trial = _Trial(msgspec.structs.replace(settings, timeout_seconds=min(_SECONDS, settings.timeout_seconds)))
+        limited = msgspec.structs.replace(settings, timeout_seconds=min(_SECONDS, settings.timeout_seconds))
+        trial = _Trial(limited, reads)
     except ValueError as error:  # files of [mqtt.tls]; the message names them
         return Finding(place, str(error))
     try:
@@ -50,7 +56,8 @@ def probe(settings: MqttSettings) -> Finding:
     finally:
         trial.close()
     filters = len(settings.topics)
-    facts = f"{'TLS, ' if settings.tls else ''}{filters} topic filter{'s' if filters > 1 else ''} granted"
+    granted = f"{filters} topic filter{'s' if filters > 1 else ''} granted" if reads else "lets us in"
+    facts = f"{'TLS, ' if settings.tls else ''}{granted}"
     return Finding(place, problem, mend, "" if problem else facts)
 
 
@@ -61,10 +68,11 @@ class _Trial(Session):
         wrong: the problem and its mend; both empty: nothing is.
     """
 
-    def __init__(self, settings: MqttSettings) -> None:
+    def __init__(self, settings: MqttSettings, reads: bool) -> None:
         super().__init__(settings, f"{settings.client_id}-check-{os.getpid()}", persistent=False)
         self.wrong = ("", "")
         self._done = False
+        self._reads = reads
         self._waiting: dict[int, str] = {}  # packet id of a SUBSCRIBE -> its filter
         self._denied: list[str] = []
         self._broken: BaseException | None = None
@@ -84,7 +92,8 @@ class _Trial(Session):
 
     def established(self, session_present: bool, properties: Properties | None) -> None:
         """Ask for the topic filters; of retained messages none are sent (MQTT 3.1.1 has no way to say that)."""
-        for topic in self.settings.topics:
+        self._done = not self._reads
+        for topic in self.settings.topics if self._reads else ():
             if self.version5:
                 options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
                 _, packet = self.subscribe(topic, options=options)

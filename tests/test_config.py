@@ -47,6 +47,7 @@ consumer_group = "soc"
 [gateway]
 [[notify]]
 name = "duty"
+webhook = { url = "https://hooks.example/x" }
 [decode]
 mapping = "car"
 time_zone = "Europe/Berlin"
