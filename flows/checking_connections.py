@@ -10,10 +10,11 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from voltmill.connectors import endpoint_probe, mqtt_probe, remote
+from voltmill.connectors import endpoint_probe, mqtt_probe, notify_probe, remote
 from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.probe import Finding
 from voltmill.flows.config import Config
@@ -30,12 +31,14 @@ def named(file: Path, config: Config) -> dict[str, Probe]:
     tables = tomllib.loads(file.read_text("utf-8-sig"))
     probes: dict[str, Probe] = {}
     if "state" in tables.get("run", {}):
-        probes["[run] state"] = lambda: _state(Path(config.run.state))
+        probes["[run] state"] = partial(_state, Path(config.run.state))
     if "mqtt" in tables:
-        probes["[mqtt]"] = lambda: mqtt_probe.probe(config.mqtt)
+        probes["[mqtt]"] = partial(mqtt_probe.probe, config.mqtt)
     for entry in config.model:
         if entry.endpoint is not None:
             probes[f"[[model]] {entry.name}"] = _endpoint(entry.endpoint)
+    for place in config.notify:
+        probes[f"[[notify]] {place.name}"] = partial(notify_probe.probe, place, config.mqtt)
     return probes
 
 

@@ -216,6 +216,25 @@ def endpoint_table(folder: Path, url: str) -> str:
     return f'[[model]]\nname = "soc"\n[model.endpoint]\nurl = "{url}"\nkey = "${{KEY}}"\ncontract = "{contract}"\n'
 
 
+class TestNotify:
+    def test_each_place_is_tried(self, check: Check, broker: Mosquitto) -> None:
+        def place(name: str, kind: str, keys: str) -> str:
+            return f'[[notify]]\nname = "{name}"\n[notify.{kind}]\n{keys}\n'
+
+        key = "c2VjcmV0LXdoaWNoLWlzLW5vdC1zaG93bg=="
+        hub = f"Endpoint=sb://127.0.0.1:{free_port()}/;SharedAccessKeyName=Send;SharedAccessKey={key}"
+        text = place("hook", "webhook", f'url = "http://127.0.0.1:{free_port()}/x?sig=s3cret"')
+        text += place("phones", "notification_hubs", f'connection_string = "{hub}"\nhub = "fleet"')
+        text += place(
+            "topic", "mqtt", f'broker = {{ port = {broker.port}, username = "flow", password = "{PASSWORD}" }}'
+        )
+        found = check(text)
+        assert found.status == 1 and len(found.fails) == 2 and len(found.works) == 1
+        assert all("nothing listens on that port" in line for line in found.fails)
+        assert found.works[0].startswith("notify topic (mqtt broker 127.0.0.1")
+        assert not any(word in str(found) for word in ("s3cret", key, PASSWORD))
+
+
 class TestTogether:
     def test_only_what_the_file_names_is_tried(self, check: Check) -> None:
         assert check("") == (0, [], [])
