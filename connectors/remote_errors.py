@@ -37,7 +37,14 @@ _SECRET: Final = re.compile(
 )
 #: A token of Entra ID, wherever it stands.
 _TOKEN: Final = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*")
+#: The end of an error of Azure's client: the code, and what more there is about a token.
+_AZURE: Final = re.compile(
+    r"(?: RequestId:.*?)? ErrorCode: ?(\w+)(?: authenticationerrordetail:([^:']{1,80}?)\.? Content:)?"
+)
 _TEXT_MOST: Final = 400
+#: What a kind of identity says that is simply not used here.
+_NOT_SET_UP: Final = re.compile(r"unavailable|not found|not installed|requires the|could not be found|content type")
+_NO_IDENTITY: Final = "found no identity: no service principal, workload identity, managed identity or login"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -139,13 +146,24 @@ def line_of(error: BaseException, options: Mapping[str, Any]) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, TimeoutError):
         text = text or "no answer in time"
-    if code := re.search(r" RequestId:.* ErrorCode: ?(\w+)", text):
-        text = f"{text[: code.start()]} ({code[1]})"
+    if code := re.search(
+        r"(?: RequestId:.*?)? ErrorCode: ?(\w+)(?: authenticationerrordetail:([^:']{1,80}?)\.? Content:)?", text
+    ):
+        text = f"{text[: code.start()]} ({code[1]}{f': {code[2]}' if code[2] else ''})"
+    if "DefaultAzureCredential failed" in text:
+        text = _no_identity(str(error))
     line = f"{type(error).__name__}: {text}"
     for secret in sorted(_secrets(options), key=len, reverse=True):
         line = line.replace(secret, "***")
     line = _SECRET.sub(lambda match: f"{match[1] or match[2]}***", _TOKEN.sub("***", line))
     return line if len(line) <= _TEXT_MOST else f"{line[:_TEXT_MOST]} ..."
+
+
+def _no_identity(text: str) -> str:
+    """Why no token could be had: what each kind of identity says that is there at all."""
+    said = re.findall(r"^\s+(\w+Credential: .+)$", text, re.MULTILINE)
+    why = [" ".join(line.split()) for line in said if not _NOT_SET_UP.search(line)]
+    return "; ".join(["no token of Entra ID could be had", *why]) if why else _NO_IDENTITY
 
 
 def _secrets(options: Mapping[str, Any]) -> set[str]:

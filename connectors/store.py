@@ -38,6 +38,8 @@ _FAILURES_A_COLLECTION: Final = 50
 
 # Azure's client logs each request at INFO, with its address: a SAS token is part of that.
 logging.getLogger("azure").setLevel(logging.WARNING)
+# A dozen lines for each token that is not to be had; the error that is raised says it in one.
+logging.getLogger("azure.identity").setLevel(logging.ERROR)
 
 
 class LakeError(Exception):
@@ -148,7 +150,7 @@ class Store:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """The same with the bytes of each file; a folder that may not be read is an error."""
-        base = self.path(folder)
+        base = self.path(folder).rstrip("/")
         found = self._call("list", folder, lambda: self._sizes_once(base))
         relative = ((path[len(base) + 1 :], size) for path, size in found)
         return dict(sorted((path, size) for path, size in relative if not hidden(path)))

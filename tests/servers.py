@@ -317,9 +317,10 @@ class Azurite:
     account = "devstoreaccount1"
     key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tls: Certificates | None = None) -> None:
         self.port = free_port()
         self.folder = folder
+        self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -338,6 +339,8 @@ class Azurite:
         assert path is not None
         command = [path, "--disableTelemetry", "--skipApiVersionCheck", "--location", str(self.folder)]
         command += ["--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
+        if self._tls:  # tokens of Entra ID, whose audience, issuer and lifetime it checks, go over TLS only
+            command += ["--oauth", "basic", "--cert", self._tls.server_cert, "--key", self._tls.server_key]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         await_port(self.port, self._process, 60.0)
