@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from voltmill.flows.metrics_server import Served
 from voltmill.kernels.schema import Quality
 from voltmill.operators import columns
 from voltmill.operators.model import Model
@@ -69,11 +70,21 @@ class Endpoint(TypedDict):
     on_open: Callable[[bool], None]
 
 
-class Metrics:
+class Notify(TypedDict):
+    """What is counted of a place that alerts go to: see `voltmill.connectors.notify.Place`."""
+
+    observe: Callable[[str, int], None]
+    on_attempt: Callable[[str, float], None]
+    on_waiting: Callable[[int], None]
+    on_open: Callable[[bool], None]
+
+
+class Metrics(Served):
     """The metrics of one process, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = r = CollectorRegistry()
+        super().__init__()
+        r = self.registry
         self.messages = Counter("voltmill_messages", "messages read from sources", registry=r)
         self.redelivered = Counter(
             "voltmill_redelivered_messages", "messages that the broker sent again, recognised and held back", registry=r
@@ -106,6 +117,28 @@ class Metrics:
         self.resting = Gauge(
             "voltmill_endpoint_open", "1 while a model behind HTTP is left alone after failures", ["model"], registry=r
         )
+        self.notified = Counter(
+            "voltmill_notifications",
+            "notifications of alerts, by what became of them",
+            ["place", "outcome"],
+            registry=r,
+        )
+        self.attempts = Histogram(
+            "voltmill_notification_seconds",
+            "seconds an attempt to send a notification",
+            ["place", "outcome"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.unsent = Gauge(
+            "voltmill_notifications_waiting", "notifications that are not sent yet", ["place"], registry=r
+        )
+        self.closed = Gauge(
+            "voltmill_notify_open",
+            "1 while a place that alerts go to is left alone after failures",
+            ["place"],
+            registry=r,
+        )
         self.rows = Histogram("voltmill_batch_rows", "rows a batch", ["stream"], buckets=_ROWS, registry=r)
         self.stage = Histogram("voltmill_stage_seconds", "seconds a batch", ["stage"], buckets=_SECONDS, registry=r)
         self.latency = Latency(r)
@@ -121,22 +154,10 @@ class Metrics:
         self._newest = np.nan
         self._failing: dict[str, float] = {}
 
-    def serve(self, host: str, port: int) -> None:
-        """Serve the metrics over HTTP, in a thread."""
-        try:
-            start_http_server(port, addr=host, registry=self.registry)
-        except OSError as e:
-            raise OSError(f"[run] metrics: {host}:{port} cannot be served: {e.strerror or e}") from e
-
     def observe(self, stage: str) -> Callable[[float], None]:
         """What an operator calls with the seconds of each batch."""
         observe: Callable[[float], None] = self.stage.labels(stage).observe
         return observe
-
-    def waiting(self, system: str) -> Callable[[bool], None]:
-        """What is called with True when a wait for a system begins, with False when it is over."""
-        gauge = self.waits.labels(system)
-        return lambda waiting: gauge.set(float(waiting))
 
     def endpoint(self, model: str) -> Endpoint:
         """What a model behind HTTP calls, from any thread."""
@@ -144,6 +165,15 @@ class Metrics:
             observe=lambda outcome, seconds: self.requests.labels(model, outcome).observe(seconds),
             on_retry=lambda outcome: self.retries.labels(model, outcome).inc(),
             on_open=lambda is_open: self.resting.labels(model).set(float(is_open)),
+        )
+
+    def notify(self, place: str) -> Notify:
+        """What a place that alerts go to calls, from any thread."""
+        return Notify(
+            observe=lambda outcome, count: self.notified.labels(place, outcome).inc(count),
+            on_attempt=lambda outcome, seconds: self.attempts.labels(place, outcome).observe(seconds),
+            on_waiting=self.unsent.labels(place).inc,
+            on_open=lambda is_open: self.closed.labels(place).set(float(is_open)),
         )
 
     def on_raw(self, batch: pa.RecordBatch) -> None:

@@ -1,0 +1,223 @@
+"""Hubs that a gateway sends to: a real broker over TLS on the port that the client has fixed, and a real HTTPS server."""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import paho.mqtt.client as paho
+from servers import Certificates, Mosquitto, missing
+
+from voltmill.connectors.pack import unpack
+from voltmill.flows.broker import free_port
+
+DEVICE, KEY = "gw-1", base64.b64encode(b"the key of gateway 1: a secret").decode()
+#: azure-iot-device connects to no other; mqtt_ws to 443, which only root may open, so that stays untested here.
+MQTT_PORT = 8883
+
+
+def connection_string(server: str = "localhost", *, device: str = DEVICE, key: str = KEY) -> str:
+    return f"HostName={server};DeviceId={device};SharedAccessKey={key}"
+
+
+def await_free(port: int, seconds: float = 60.0) -> None:
+    """Wait until nothing listens on a port, another run of the tests for one; skip if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return
+        time.sleep(0.2)
+    missing(f"a hub on port {port}, which is taken: it")
+
+
+class MqttHubServer(Mosquitto):
+    """Mosquitto as the hub: TLS with our own authority on 8883; what arrives is read over another port.
+
+    Args:
+        folder: for configuration, sessions and log.
+        tls: the authority and the server's certificate.
+        admits: whether any login is admitted, or none.
+    """
+
+    def __init__(self, folder: Path, tls: Certificates, *, admits: bool = True) -> None:
+        await_free(MQTT_PORT)
+        self.host, self.port, self.folder, self.inner = "localhost", MQTT_PORT, folder, free_port()
+        lines = ["per_listener_settings true", f"listener {self.port} 127.0.0.1", f"cafile {tls.ca_file}"]
+        lines += [f"certfile {tls.server_cert}", f"keyfile {tls.server_key}", f"allow_anonymous {str(admits).lower()}"]
+        lines += [f"listener {self.inner} 127.0.0.1", "allow_anonymous true"]
+        lines += ["max_inflight_messages 1000", "max_queued_messages 0"]
+        lines += ["persistence true", f"persistence_location {folder}/"]
+        lines += ["user root"] if os.geteuid() == 0 else []
+        (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        self._process = None
+        self.packs: list[tuple[str, bytes]] = []
+        self.start()
+        self._reader = paho.Client("reader", clean_session=False)
+        self._reader.on_connect = lambda client, *_: client.subscribe("devices/#", 1)
+        self._reader.on_message = lambda _, __, message: self.packs.append((message.topic, message.payload))
+        self._reader.reconnect_delay_set(0.1, 0.2)
+        self._reader.connect("127.0.0.1", self.inner)
+        self._reader.loop_start()
+
+    @property
+    def process(self) -> Any:
+        assert self._process is not None
+        return self._process
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        self._process = None
+
+    def end(self) -> None:
+        self._reader.disconnect()
+        self._reader.loop_stop()
+        self.stop()
+
+    def properties(self) -> list[dict[str, str]]:
+        """Of each pack, system properties as `$.name`."""
+        found = [topic.partition(f"devices/{DEVICE}/messages/events/")[2] for topic, _ in list(self.packs)]
+        return [{name: values[0] for name, values in parse_qs(text).items()} for text in found]
+
+    def messages(self) -> list[tuple[str, bytes]]:
+        return [message for _, body in list(self.packs) for message in unpack(body)]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: "HttpsHubServer"
+
+    def do_GET(self) -> None:
+        self._react()
+
+    def do_POST(self) -> None:
+        self._react()
+
+    def _react(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.server.lock:
+            self.server.peers.add(self.client_address)
+            react = self.server.script.pop(0) if self.server.script and self.command == "POST" else self.server.usual
+        try:
+            react(self)
+        except OSError:
+            self.close_connection = True
+
+    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+React = Callable[[_Handler], None]
+
+
+class HttpsHubServer(ThreadingHTTPServer):
+    """The device side of IoT Hub's REST interface: checks tokens and size; each POST meets the next of ``script``."""
+
+    daemon_threads = True
+
+    def __init__(self, tls: Certificates, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.server_cert, tls.server_key)
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.lock, self.released = threading.Lock(), threading.Event()
+        self.script: list[React] = []
+        self.usual: React = take
+        self.packs: list[tuple[dict[str, str], bytes]] = []
+        self.tokens: list[str] = []
+        self.peers: set[Any] = set()
+        self.keys = {DEVICE: KEY}
+        self.name = f"localhost:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def messages(self) -> list[tuple[str, bytes]]:
+        return [message for _, body in list(self.packs) for message in unpack(body)]
+
+    def end(self) -> None:
+        self.released.set()
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no news."""
+
+
+def take(handler: _Handler) -> None:
+    """What the hub does: who are you, is it small enough, then it is kept."""
+    hub, parts = handler.server, urlsplit(handler.path)
+    device = unquote(parts.path.split("/")[2])
+    token = handler.headers.get("Authorization", "")
+    if parse_qs(parts.query).get("api-version") != ["2020-03-13"]:
+        return handler.send(400, error("ErrorCode:InvalidProtocolVersion"))
+    if device not in hub.keys:
+        return handler.send(404, error("ErrorCode:DeviceNotFound;404001"))
+    if not admits(token, f"localhost/devices/{device}", hub.keys[device]):
+        return handler.send(401, error("ErrorCode:IotHubUnauthorizedAccess;Unauthorized"))
+    if handler.command == "GET":
+        return handler.send(204)
+    if len(handler.body) > 256 << 10:
+        return handler.send(413, error("ErrorCode:MessageTooLarge"))
+    with hub.lock:
+        hub.tokens.append(token)
+        hub.packs.append(({name.lower(): value for name, value in handler.headers.items()}, handler.body))
+    return handler.send(204)
+
+
+def admits(token: str, resource: str, key: str) -> bool:
+    """Whether a token is signed with the key, for this device, and has not expired."""
+    kind, _, rest = token.partition(" ")
+    fields = dict(part.split("=", 1) for part in rest.split("&")) if rest else {}
+    if kind != "SharedAccessSignature" or set(fields) != {"sr", "sig", "se"}:
+        return False
+    signed = hmac.digest(base64.b64decode(key), f"{fields['sr']}\n{fields['se']}".encode(), hashlib.sha256)
+    good = base64.b64encode(signed).decode() == unquote(fields["sig"])
+    return good and unquote(fields["sr"]) == resource and float(fields["se"]) > time.time()
+
+
+def error(text: str) -> bytes:
+    return json.dumps({"Message": text, "ExceptionMessage": "Tracking ID:abc"}).encode()
+
+
+def answers(status: int, text: str = "", **headers: str) -> React:
+    return lambda handler: handler.send(status, error(text), **headers)
+
+
+def hang(handler: _Handler) -> None:
+    """No answer until the test is over."""
+    handler.server.released.wait(30)
+    handler.close_connection = True
+
+
+def hang_up(handler: _Handler) -> None:
+    handler.close_connection = True
+
+
+def take_and_hang_up(handler: _Handler) -> None:
+    """The hub has the message, and the sender never learns it."""
+    with handler.server.lock:
+        handler.server.packs.append(({name.lower(): value for name, value in handler.headers.items()}, handler.body))
+    handler.close_connection = True
