@@ -26,6 +26,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
+from voltmill.connectors.notify_places import HubSettings, NotifyMqttSettings, WebhookSettings
+from voltmill.connectors.notify_settings import NotifySettings
 from voltmill.connectors.redrive import RedriveSettings
 from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.cli import app
@@ -82,6 +84,10 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "lake": LakeSettings,
     "redrive": RedriveSettings,
     "sql": SqlSettings,
+    "[notify]": NotifySettings,
+    "notify.webhook": WebhookSettings,
+    "notify.notification_hubs": HubSettings,
+    "notify.mqtt": NotifyMqttSettings,
     "simulate": SimulateSettings,
     "simulate.faults": FaultSettings,
 }
