@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 from endpoint_server import EndpointServer, Handler
-from servers import Certificates, Mosquitto, make_certificates
+from servers import Azurite, Certificates, Mosquitto, make_certificates
 
+from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.probe import Finding
 from voltmill.flows import cli
 from voltmill.flows.broker import free_port
@@ -214,6 +215,33 @@ def endpoint_table(folder: Path, url: str) -> str:
     contract = folder / "soc.json"
     contract.write_bytes(msgspec.json.encode(OnnxModel(SHIPPED / "lg_hg2_soc.onnx").contract))
     return f'[[model]]\nname = "soc"\n[model.endpoint]\nurl = "{url}"\nkey = "${{KEY}}"\ncontract = "{contract}"\n'
+
+
+class TestLake:
+    def test_azurite(self, check: Check, azurite: Azurite) -> None:
+        def found(connection: str, container: str = "checked") -> Checked:
+            options = 'storage_options = { connection_string = "${LAKE}" }'
+            return check(f'[lake]\nurl = "abfs://{container}/lake"\n{options}', LAKE=connection)
+
+        good = azurite.connection_string
+        missing = found(good, "nobody-made-this")
+        assert missing.status == 1 and "there is no container nobody-made-this; az storage" in missing.fails[0]
+        LakeSettings(url="abfs://checked/lake", storage_options=azurite.options).open().make()
+        assert found(good) == (0, ["lake abfs://checked/lake: works, may list, read, write, remove"], [])
+        key = "d3Jvbmcta2V5LXdyb25nLWtleQ=="
+        wrong = found(good.replace(azurite.key, key))
+        assert wrong.status == 1 and "is wrong or has expired" in wrong.fails[0] and key not in str(wrong)
+        away = found(good.replace(str(azurite.port), str(free_port())))
+        assert away.status == 1 and "nothing listens on that port" in away.fails[0]
+
+    def test_a_folder(self, check: Check, tmp_path: Path) -> None:
+        url = tmp_path / "lake"
+        assert check(f'[lake]\nurl = "{url}"').works == [f"lake {url}: works, made at the first start"]
+        assert not url.exists()
+
+    def test_a_missing_package_is_one_line(self, check: Check) -> None:
+        found = check('[lake]\nurl = "s3://bucket/lake"')
+        assert found.status == 1 and "s3fs" in found.fails[0]
 
 
 class TestNotify:
