@@ -4,6 +4,7 @@ Redirects are not followed, for another address must not get the key; proxies of
 """
 
 import datetime
+import logging
 import re
 import ssl
 import time
@@ -24,6 +25,9 @@ _SECRET: Final = re.compile(
 )
 #: Where urllib3 begins with what it has tried to reach; that is in the line already.
 _POOL: Final = re.compile(r"^\W*(<[^>]*>|HTTPS?Connection(Pool)?\([^)]*\)): ")
+
+#: Its debug lines show whole URLs, and that of a webhook may be a secret.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
 
 
 @dataclass(frozen=True)

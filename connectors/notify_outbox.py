@@ -62,6 +62,7 @@ class Outbox:
         self._waiting: dict[str, Notice] = {}
         self._settled: dict[str, float] = {}
         self._sending = ""
+        self._closed = False
         self._changed = threading.Condition()
         self.altered = False
         """Whether it has changed since the last snapshot."""
@@ -92,10 +93,16 @@ class Outbox:
             self._on_waiting(len(self._waiting) - before)
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """Let ``take`` wait no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def take(self, seconds: float) -> Notice | None:
         """The one to be sent next, which stays here until it is settled; None: there was none for so long."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._waiting), seconds)
+            self._changed.wait_for(lambda: self._waiting or self._closed, seconds)
             self._expire()
             self._sending = next(iter(self._waiting), "")
             return self._waiting.get(self._sending)

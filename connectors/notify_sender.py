@@ -15,7 +15,9 @@ from voltmill.connectors.notify_settings import NotifySettings
 
 log = logging.getLogger("voltmill.notify")
 
-#: How often an idle thread looks whether it is to end, and one whose neighbour probes, whether that worked, s.
+#: How long an idle thread waits before it looks anew, s.
+_IDLE_SECONDS: Final = 60.0
+#: How often one whose neighbour tries a place that failed looks whether that worked, s.
 _LOOK_SECONDS: Final = 0.25
 _JITTER: Final = 0.25
 
@@ -102,12 +104,13 @@ class Sender:
     def close(self, seconds: float) -> None:
         """End the thread; waits so long for an attempt that is under way."""
         self._closed.set()
+        self._outbox.close()
         self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
             while not self._closed.is_set():
-                notice = self._outbox.take(_LOOK_SECONDS)
+                notice = self._outbox.take(_IDLE_SECONDS)
                 if notice is not None and self._may_send():
                     self._send(notice)
         finally:
