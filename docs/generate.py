@@ -24,6 +24,7 @@ import typer
 from prometheus_client import Counter, Gauge, Histogram
 
 from voltmill.connectors.endpoint import EndpointSettings
+from voltmill.connectors.gateway_settings import GatewaySettings
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
 from voltmill.connectors.notify_places import HubSettings, NotifyMqttSettings, WebhookSettings
@@ -33,7 +34,9 @@ from voltmill.connectors.sql import SqlSettings
 from voltmill.flows.cli import app
 from voltmill.flows.config import ArchiveSettings, ModelEntry, ModelsSettings, RunSettings
 from voltmill.flows.field_docs import field_docs, plain
+from voltmill.flows.gateway_metrics import GatewayMetrics
 from voltmill.flows.metrics import Metrics
+from voltmill.flows.metrics_server import Served
 from voltmill.flows.simulate_settings import FaultSettings, SimulateSettings
 from voltmill.kernels import (
     feature_table,
@@ -68,6 +71,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "run": RunSettings,
     "mqtt": MqttSettings,
     "mqtt.tls": TlsSettings,
+    "gateway": GatewaySettings,
     "decode": DecodeSettings,
     "mapping.NAME": MappingSpec,
     "mapping.NAME.columns": Column,
@@ -230,9 +234,8 @@ def _numbered(columns: Sequence[feature_table.Feature | session_table.Column]) -
     return {source: f"[{k}]" for k, source in enumerate(named, 1)}
 
 
-def _metrics() -> str:
-    """What a live flow serves on its metrics port."""
-    metrics = Metrics()
+def _metrics(metrics: Served) -> str:
+    """What a flow serves on its metrics port."""
     kinds = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
     labels = {m._name: m._labelnames for m in vars(metrics).values() if isinstance(m, tuple(kinds.values()))}
     rows = []
@@ -420,7 +423,8 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "health columns": _health,
     "health sources": lambda: _sources(health_table.health_columns()),
     "quality bits": _bits,
-    "metrics": _metrics,
+    "metrics": lambda: _metrics(Metrics()),
+    "metrics gateway": lambda: _metrics(GatewayMetrics()),
     "state": _state,
     "commands": _command_line,
     "chaos": _chaos,

@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 from voltmill import __version__
-from voltmill.flows import cli_dead_letters, cli_models
+from voltmill.flows import cli_dead_letters, cli_models, cli_notify
 from voltmill.flows.cli_common import ConfigFile, show_line
 from voltmill.flows.cli_compare import compare
 from voltmill.flows.cli_dataset import dataset
 from voltmill.flows.cli_explain import explain
+from voltmill.flows.cli_gateway import gateway
 from voltmill.flows.cli_lake import compact
 from voltmill.flows.cli_replay import replay
 from voltmill.flows.cli_rescale import rescale
@@ -34,6 +35,8 @@ _run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
 app.add_typer(_run, name="run")
 app.add_typer(cli_dead_letters.app, name="dead-letters")
 app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_notify.app, name="notify")
+_run.command()(gateway)
 app.command()(compact)
 app.command()(replay)
 app.command()(compare)

@@ -1,4 +1,4 @@
-"""Hubs that a gateway sends to: a real broker over TLS on the port that the client has fixed, and a real HTTPS server."""
+"""Hubs that a gateway sends to: a real broker over TLS on the port that its client knows, a real HTTPS server."""
 
 import base64
 import contextlib

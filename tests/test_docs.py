@@ -111,6 +111,7 @@ def test_every_toml_block_is_a_configuration(text):
     hub = "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKeyName=x;SharedAccessKey=x"
     secrets = dict.fromkeys(("PASSWORD", "CONNECTION_STRING", "ENDPOINT_KEY", "WEBHOOK_TOKEN"), "x")
     secrets |= {"WEBHOOK_SECRET": f"whsec_{'A' * 32}", "HUB_CONNECTION_STRING": hub}
+    secrets |= {"GATEWAY_CONNECTION_STRING": "HostName=x.azure-devices.net;DeviceId=x;SharedAccessKey=eA=="}
     assert parse(tomllib.loads(text), "block", secrets)
 
 
