@@ -2,8 +2,8 @@
 
 Takes keyed record batches of one schema (predictions); gives dead letters for the rows that the
 database refuses. What a database is like, and how to read it, is told in the file of its dialect:
-``sql_sqlite.py``, ``sql_postgresql.py``. It is an operator, not a sink, because of the dead letters: they
-go to the lake like all others, and that sink's snapshot makes them appear exactly once.
+``sql_sqlite.py``, ``sql_postgresql.py``, ``sql_mssql.py``. It is an operator, not a sink, because of the dead
+letters: they go to the lake like all others, and that sink's snapshot makes them appear exactly once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +16,10 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.sql_dialect import Database, SqlError
+from voltmill.connectors.sql_mssql import MssqlDatabase
 from voltmill.connectors.sql_postgresql import PostgresqlDatabase
 from voltmill.connectors.sql_rows import dead_letters
-from voltmill.connectors.sql_settings import POSTGRESQL, SqlSettings
+from voltmill.connectors.sql_settings import SqlSettings
 from voltmill.connectors.sql_sqlite import SqliteDatabase
 from voltmill.connectors.sql_writer import Writer
 from voltmill.kernels.schema import PREDICTION, PREDICTION_KEY
@@ -27,6 +28,11 @@ __all__ = ["SqlError", "SqlSettings", "SqlTable", "open_database", "read_rows"]
 
 PREDICTIONS: Final = "predictions"
 _ONE_WRITER: Final = "sql"
+_DIALECTS: Final[dict[str, type[SqliteDatabase | PostgresqlDatabase | MssqlDatabase]]] = {
+    "sqlite": SqliteDatabase,
+    "postgresql": PostgresqlDatabase,
+    "mssql": MssqlDatabase,
+}
 State = tuple[str]
 
 
@@ -65,7 +71,7 @@ class SqlTable:
         self._schema, self._key = schema, tuple(key)
         self._patience = patience
         self._observe, self._on_written = observe, on_written
-        self.one_writer = not settings.url.startswith(POSTGRESQL)
+        self.one_writer = settings.dialect == "sqlite"
         self._database()
 
     def prepare(self) -> None:
@@ -83,7 +89,7 @@ class SqlTable:
     def upsert(self, step_id: str, up: KeyedStream[pa.RecordBatch]) -> Stream[pa.RecordBatch]:
         """Store every batch; ``prepare`` comes first.
 
-        PostgreSQL has a connection a key. SQLite has one writer, so one takes every key.
+        PostgreSQL and Azure SQL have a connection a key. SQLite has one writer, so one takes every key.
 
         Args:
             step_id: unique id of the step.
@@ -129,8 +135,7 @@ def open_database(
     Raises:
         ValueError: the schema or the key cannot be stored.
     """
-    dialect = PostgresqlDatabase if settings.url.startswith(POSTGRESQL) else SqliteDatabase
-    return dialect(settings, table, schema, key)
+    return _DIALECTS[settings.dialect](settings, table, schema, key)
 
 
 @operator

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import pyarrow as pa
 
 from voltmill.connectors import sql_json, sql_odbc
@@ -110,7 +109,7 @@ class PostgresqlDatabase:
 
     def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Store all rows in one statement, over older ones of the same keys."""
-        rows: list[msgspec.Struct] = []
+        rows: list[Any] = []
         for batch in batches:
             rows += self._encoder.rows([sql_json.values(column) for column in batch.columns])
         self._session.execute(self._text.upsert, self._encoder.text(rows))

@@ -23,6 +23,13 @@ class Way(NamedTuple):
     """Set before it is opened."""
     seconds: float = 3.0
     """An attempt at most: short, so that one begun just before the server's return does not hold up the next."""
+    login_seconds: int = 0
+    """The driver's own limit; 0: it has none, or the text says it."""
+    long_text: bool = False
+    """Parameters are texts of any length to the server, whatever length each has: one plan for all, and none is of an
+    old type that functions do not take."""
+    on_open: Callable[[], None] = lambda: None
+    """Called once the server has let us in."""
 
 
 class Session:
@@ -100,10 +107,15 @@ class Session:
         way = self._way(module)
         try:
             with self._limit.opening(2 * way.seconds):
-                connection = module.connect(way.text, autocommit=True, attrs_before=dict(way.attributes))
+                connection = module.connect(
+                    way.text, autocommit=True, timeout=way.login_seconds, attrs_before=dict(way.attributes)
+                )
         except module.Error as error:
             if sql_odbc.state(error) in _NO_DRIVER:
                 raise SqlError(f"{self._place}: {sql_odbc.message(error)}; {self._install}") from error
             raise
         self._connection, self._cursor = connection, connection.cursor()
+        way.on_open()
+        if way.long_text:
+            self._cursor.setinputsizes([(module.SQL_WVARCHAR, 0, 0)])
         self.execute(*self._setup)

@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,24 +18,25 @@ _opening = threading.Lock()
 
 
 class TimeLimit:
-    """Knows the connections to one port that were opened inside ``opening``, and cuts no others.
+    """Knows the connections to a server that were opened inside ``opening``, and cuts no others.
 
     Args:
-        port: the server's TCP port.
+        port: its TCP port.
+        others: ports that it may send a client on to.
     """
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, others: Container[int] = ()) -> None:
+        self._port, self._others = port, others
         self._ours: set[Any] = set()
 
     @contextmanager
     def opening(self, seconds: float) -> Iterator[None]:
         """The body opens a connection; if it takes longer than ``seconds``, that connection is cut."""
         with _opening:
-            before = {copy.getsockname() for copy in _connections(self._port)}
+            before = {copy.getsockname() for copy in self._connections()}
             with _after(seconds, lambda: self._cut(lambda name: name not in before)):
                 yield
-            self._ours = {copy.getsockname() for copy in _connections(self._port)} - before
+            self._ours = {copy.getsockname() for copy in self._connections()} - before
 
     @contextmanager
     def calling(self, seconds: float) -> Iterator[None]:
@@ -43,8 +44,12 @@ class TimeLimit:
         with _after(seconds, lambda: self._cut(lambda name: name in self._ours)):
             yield
 
+    def _connections(self) -> Iterator[socket.socket]:
+        """A handle of each connection of this process to the server."""
+        return (copy for copy in _connections() if (port := _peer_port(copy)) == self._port or port in self._others)
+
     def _cut(self, chosen: Callable[[Any], bool]) -> None:
-        for copy in _connections(self._port):
+        for copy in self._connections():
             if chosen(copy.getsockname()):
                 try:
                     copy.shutdown(socket.SHUT_RDWR)
@@ -64,8 +69,8 @@ def _after(seconds: float, action: Callable[[], None]) -> Iterator[None]:
         timer.cancel()
 
 
-def _connections(port: int) -> Iterator[socket.socket]:
-    """A handle of each TCP connection of this process to a port; it is closed when the next one is taken."""
+def _connections() -> Iterator[socket.socket]:
+    """A handle of each TCP connection of this process; it is closed when the next one is taken."""
     for name in os.listdir("/dev/fd"):
         try:
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
@@ -74,13 +79,13 @@ def _connections(port: int) -> Iterator[socket.socket]:
         except OSError:  # closed in the meantime, by its owner
             continue
         with copy:
-            if copy.family in (socket.AF_INET, socket.AF_INET6) and _peer_port(copy) == port:
+            if copy.family in (socket.AF_INET, socket.AF_INET6):
                 yield copy
 
 
-def _peer_port(copy: socket.socket) -> int | None:
+def _peer_port(copy: socket.socket) -> int:
     try:
         port: int = copy.getpeername()[1]
     except OSError:  # it listens, or is not connected yet
-        return None
+        return 0
     return port
