@@ -288,6 +288,21 @@ class GatewayStore:
         return db
 
 
+def in_use(path: Path) -> bool:
+    """Whether a gateway has the store open."""
+    try:
+        held = os.open(f"{path}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(held)
+    return False
+
+
 _MEND: Final = "name another file, or mend this one; what is in it is not sent until then"
 
 
