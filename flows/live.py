@@ -1,4 +1,4 @@
-"""live: MQTT in; telemetry, predictions and dead letters out to lake and database.
+"""live: MQTT or IoT Hub in; telemetry, predictions and dead letters out to lake and database.
 
 Run it as ``voltmill run live -c F``, or as ``VOLTMILL_CONFIG=F python -m bytewax.run
 voltmill.flows.live -r STATE -s 2 -b 0``; with the latter, Bytewax's own options say how to run and
@@ -12,8 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
+from bytewax.inputs import Source
 
 from voltmill.connectors.drain import Drain
+from voltmill.connectors.extras import MissingExtra
+from voltmill.connectors.iothub import HubError, IotHubSource
 from voltmill.connectors.lake import LakeSink
 from voltmill.connectors.mqtt import MqttSource
 from voltmill.connectors.outage import Patience
@@ -71,6 +74,36 @@ def sql_table(
     )
 
 
+def source(config: Config, drain: Drain, metrics: Metrics) -> Source[pa.RecordBatch]:
+    """What ``[run] source`` names: the broker, or the hub, which must be there, or is waited for.
+
+    Raises:
+        ConfigError: it cannot be read as it is configured.
+    """
+    if config.run.source == "mqtt":
+        try:
+            if config.mqtt.tls:
+                config.mqtt.tls.context()  # else a wrong file would only show once the engine runs
+        except ValueError as e:
+            raise ConfigError(str(e)) from e
+        again = metrics.redelivered.inc
+        return MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"), on_redelivered=again)
+    if not config.iothub.configured:
+        raise ConfigError(
+            '[run] source = "iothub", but nothing says which hub: set connection_string in [iothub], '
+            "or namespace and hub"
+        )
+    patience = Patience(config.iothub.place, drain=drain, on_waiting=metrics.waiting("iothub"))
+    hub = IotHubSource(
+        config.iothub, drain=drain, patience=patience, observe=metrics.observe("iothub"), watch=metrics.hub()
+    )
+    try:
+        hub.list_parts()
+    except (HubError, MissingExtra) as e:
+        raise ConfigError(f"[iothub] {e}") from e
+    return hub
+
+
 def build(
     config: Config,
     drain: Drain,
@@ -88,11 +121,7 @@ def build(
     Raises:
         ConfigError: The configuration cannot be used, or not with the recovery store that is there.
     """
-    try:
-        if config.mqtt.tls:
-            config.mqtt.tls.context()  # else a wrong file would only show once the engine runs
-    except ValueError as e:
-        raise ConfigError(str(e)) from e
+    messages = source(config, drain, metrics)
     patience = Patience("the lake", seconds=config.lake.outage_seconds, drain=drain, on_waiting=metrics.waiting("lake"))
     if not has_store(config.run):
         config.lake.open(patience).make()  # from then on an absent lake is one that was taken away
@@ -100,11 +129,9 @@ def build(
     sinks = lake_sinks(config, store, metrics, patience=patience, existing=True)
     database = sql_table(config, drain, metrics, on_stored)
     database.prepare()
-    again = metrics.redelivered.inc
-    source = MqttSource(config.mqtt, drain=drain, observe=metrics.observe("mqtt"), on_redelivered=again)
     sinks = replace(sinks, databases=[database])
     redrive = RedriveSource(config.redrive, config.lake, store=store, drain=drain)
-    flow = graph.build(source, sinks, config, redrive=redrive, metrics=metrics)
+    flow = graph.build(messages, sinks, config, redrive=redrive, metrics=metrics)
     check_steps(config.run, flow)
     return flow
 

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from voltmill.connectors.iothub_watch import Watch
 from voltmill.flows.metrics_server import Served
 from voltmill.kernels.schema import Quality
 from voltmill.operators import columns
@@ -87,7 +88,7 @@ class Metrics(Served):
         r = self.registry
         self.messages = Counter("voltmill_messages", "messages read from sources", registry=r)
         self.redelivered = Counter(
-            "voltmill_redelivered_messages", "messages that the broker sent again, recognised and held back", registry=r
+            "voltmill_redelivered_messages", "messages that the source sent again, held back", registry=r
         )
         self.telemetry = Counter("voltmill_telemetry_rows", "samples decoded", registry=r)
         self.dead_letters = Counter("voltmill_dead_letters", "dead letters", ["stage", "reason"], registry=r)
@@ -145,6 +146,21 @@ class Metrics(Served):
         self.lag = Gauge("voltmill_watermark_lag_seconds", "now less the newest event time", registry=r)
         self.lag.set_function(lambda: time.time() - self._newest)  # it grows while nothing comes
         self.stored = Gauge("voltmill_last_stored_timestamp_seconds", "when a prediction was last stored", registry=r)
+        self.hub_events = Counter("voltmill_iothub_events", "events of IoT Hub handed out", registry=r)
+        self.hub_bytes = Counter("voltmill_iothub_bytes", "bytes of their bodies", registry=r)
+        self.hub_lag = Gauge(
+            "voltmill_iothub_lag_events",
+            "events that the partition held when the last one was handed out, and were not",
+            ["partition"],
+            registry=r,
+        )
+        self.hub_reconnects = Counter(
+            "voltmill_iothub_reconnects", "connections to IoT Hub lost, or not made", ["partition"], registry=r
+        )
+        self.hub_expired = Counter(
+            "voltmill_iothub_expired_events", "events IoT Hub let go before they were read", ["partition"], registry=r
+        )
+        self.hub_broken = Counter("voltmill_iothub_broken_packs", "packs that could not be taken apart", registry=r)
         self.waits = Gauge(
             "voltmill_waiting",
             "1 while this system is away and waited for; nothing is read then",
@@ -158,6 +174,22 @@ class Metrics(Served):
         """What an operator calls with the seconds of each batch."""
         observe: Callable[[float], None] = self.stage.labels(stage).observe
         return observe
+
+    def hub(self) -> Watch:
+        """What the IoT Hub source calls, from any thread."""
+
+        def on_events(events: int, size: int) -> None:
+            self.hub_events.inc(events)
+            self.hub_bytes.inc(size)
+
+        return Watch(
+            on_events=on_events,
+            on_lag=lambda partition, events: self.hub_lag.labels(partition).set(events),
+            on_reconnect=lambda partition: self.hub_reconnects.labels(partition).inc(),
+            on_redelivered=self.redelivered.inc,
+            on_expired=lambda partition, events: self.hub_expired.labels(partition).inc(events),
+            on_broken_pack=self.hub_broken.inc,
+        )
 
     def endpoint(self, model: str) -> Endpoint:
         """What a model behind HTTP calls, from any thread."""

@@ -58,13 +58,13 @@ def _field(name: str, type_: pa.DataType, doc: str, *, nullable: bool = False) -
 
 
 _LINEAGE: Final = [
+    _field("source", LABEL, "where the message came through: mqtt, iothub, or redrive for a dead letter sent again"),
     _field(
-        "source", LABEL, "kind of the source the message came through: mqtt, or redrive for a dead letter sent again"
+        "source_partition",
+        LABEL,
+        "partition of the source: the MQTT topic filter, the hub's partition, or the file that holds the letter",
     ),
-    _field(
-        "source_partition", LABEL, "partition of the source: the MQTT topic filter, or the file that holds the letter"
-    ),
-    _field("source_offset", pa.int64(), "position of the message in its source partition"),
+    _field("source_offset", pa.int64(), "position in its source partition; messages of one pack share it"),
 ]
 
 #: What a source hands to ``decode``: one row a message, still in its native form.
