@@ -34,6 +34,7 @@ import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink
 
 from voltmill.connectors import remote
+from voltmill.connectors.lake_look import Look
 from voltmill.connectors.lake_partition import LakePartition, State
 from voltmill.connectors.outage import Patience
 from voltmill.connectors.store import LakeError, Store
@@ -151,6 +152,7 @@ class LakeSink(FixedPartitionedSink[pa.RecordBatch, State]):
         self.observe = observe
         self.on_written = on_written
         self.now = now
+        self.look = Look()
 
     def list_parts(self) -> list[str]:
         """The shards; every worker may write any."""

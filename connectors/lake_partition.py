@@ -169,7 +169,7 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         On the first start of a store only its first epochs can have left any. Should the recovery store have
         been lost while its name was kept, it is the whole archive: so nothing is deleted then, but set aside.
         """
-        orphans = [file for file in self._written() if file.last >= self._sequence]
+        orphans = [file for file in self._written(-math.inf) if file.last >= self._sequence]
         if first:
             aside = f"{ASIDE}/{self._sink.now():.6f}"
             for file in orphans:
@@ -190,29 +190,27 @@ class LakePartition(StatefulSinkPartition[pa.RecordBatch, State]):
         if math.isinf(self._look_again_at) or time.monotonic() < due:
             return
         self._look_again_at = math.inf
-        for file in self._written():
+        for file in self._written(due):
             if file.last >= self._sequence:
                 log.info("lake file removed that came late", extra={"file": file.path})
                 self._files.remove(file.path)
 
-    def _written(self) -> list[LakeFile]:
-        """The files of this store and shard from the last date on, merged ones too.
+    def _written(self, after: float) -> list[LakeFile]:
+        """The files of this store and shard from the last date on, merged ones too, as of ``after`` or later.
 
         What a killed write left half is removed on the way; a half merged file is the compaction's.
         """
         found = []
-        for day in self._files.names(self._sink.table):
-            if not day.startswith("date=") or day < f"date={self._date}":
+        names = self._sink.look.names(self._files, self._sink.table, self._shard, since=self._date, after=after)
+        for path in names:
+            folder, _, name = path.rpartition("/")
+            file = parse(f"{folder}/{name.removeprefix('.').removesuffix('.tmp')}")
+            if file is None or file.stream.store != self._sink.store:
                 continue
-            folder = f"{self._sink.table}/{day}/shard={self._shard}"
-            for name in self._files.names(folder):
-                file = parse(f"{folder}/{name.removeprefix('.').removesuffix('.tmp')}")
-                if file is None or file.stream.store != self._sink.store:
-                    continue
-                if file.path == f"{folder}/{name}":
-                    found.append(file)
-                elif not file.merged:
-                    self._files.remove(f"{folder}/{name}")
+            if file.path == path:
+                found.append(file)
+            elif not file.merged:
+                self._files.remove(path)
         return found
 
     def _check_orphan(self, file: LakeFile) -> None:

@@ -183,7 +183,8 @@ def _targets_of_sessions(models: Models, telemetry: bool) -> tuple[str, ...]:
 
 def _sinks(out: LakeSettings, shards: int, replayed: Replayable, telemetry: bool) -> graph.Sinks:
     def table(name: str, schema: Any) -> list[LakeSink]:
-        return [LakeSink(out, table=name, schema=schema, shards=shard_names(shards), store=STORE)]
+        shards_ = shard_names(shards)  # the place is made before the flow runs: not by each shard of each table
+        return [LakeSink(out, table=name, schema=schema, shards=shards_, store=STORE, existing=True)]
 
     return graph.Sinks(
         telemetry=table("telemetry", TELEMETRY) if telemetry else [],
