@@ -27,6 +27,8 @@ from typing import Final
 ROW_BYTES: Final = 48
 
 _FORMAT: Final = 1
+#: How long a start waits for a gateway that was just killed, and may still be ending, s.
+_PATIENCE_SECONDS: Final = 5.0
 _TABLES: Final = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE entries (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL, total INTEGER, entry BLOB);
@@ -313,7 +315,7 @@ def _hold(path: Path) -> int:
         held = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise GatewayStoreError(f"{path}: cannot be used as [gateway] store: {error.strerror}") from error
-    deadline = time.monotonic() + 5.0  # one that was just killed may still be ending
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
