@@ -51,11 +51,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         for name, mend in _NOT_OURS.items():
             if name in found:
                 raise ValueError(f"connection_string {mend}; {_SHAPE}")
-        if unknown := found.keys() - {"hostname", "deviceid", "sharedaccesskey", "gatewayhostname"}:
-            raise ValueError(f"connection_string has {len(unknown)} parts of another kind; {_SHAPE}")
         for name in ("HostName", "DeviceId", "SharedAccessKey"):
             if not found.get(name.lower()):
                 raise ValueError(f"connection_string lacks {name}; {_SHAPE}")
+        if unknown := found.keys() - {"hostname", "deviceid", "sharedaccesskey", "gatewayhostname"}:
+            raise ValueError(f"connection_string has parts that are none of a device's ({len(unknown)}); {_SHAPE}")
         identity = cls(
             host=found["hostname"],
             device_id=found["deviceid"],

@@ -121,6 +121,7 @@ class GatewayStore:
         self._total = 0
         self._next: dict[str, int] = {}
         self._marks: list[dict[str, int]] = []
+        self._forgotten: dict[str, int] = {}
         self._measure(self._putting)
 
     @property
@@ -206,8 +207,9 @@ class GatewayStore:
         if len(self._marks) <= 3:
             return
         durable = self._marks.pop(0)
-        if durable == self._marks[0] and durable == self._marks[-1]:
-            return  # nothing comes: what there was to forget is forgotten
+        if durable == self._forgotten:
+            return  # nothing has come since
+        self._forgotten = durable
         with self._writing(self._taking) as db:
             db.executemany("DELETE FROM taken WHERE part = ? AND number < ?", list(durable.items()))
 
