@@ -14,7 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from voltmill.connectors import endpoint_probe, gateway_probe, lake_probe, mqtt_probe, notify_probe, remote
+from voltmill.connectors import (
+    endpoint_probe,
+    gateway_probe,
+    iothub_probe,
+    lake_probe,
+    mqtt_probe,
+    notify_probe,
+    remote,
+)
 from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.probe import Finding
 from voltmill.flows.config import Config
@@ -34,6 +42,8 @@ def named(file: Path, config: Config) -> dict[str, Probe]:
         probes["[run] state"] = partial(_state, Path(config.run.state))
     if "mqtt" in tables:
         probes["[mqtt]"] = partial(mqtt_probe.probe, config.mqtt)
+    if "iothub" in tables or config.run.source == "iothub":
+        probes["[iothub]"] = partial(iothub_probe.probe, config.iothub)
     if "gateway" in tables:
         probes["[gateway]"] = partial(gateway_probe.probe, config.gateway)
     if "lake" in tables:

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 from endpoint_server import EndpointServer, Handler
+from gateway_hubs import DEVICE, HttpsHubServer
+from gateway_hubs import KEY as DEVICE_KEY
+from gateway_hubs import connection_string as device_string
+from hub_server import KEY, NAME, HubProcess
 from servers import Azurite, Certificates, Mosquitto, make_certificates
 
 from voltmill.connectors.lake import LakeSettings
@@ -215,6 +219,52 @@ def endpoint_table(folder: Path, url: str) -> str:
     contract = folder / "soc.json"
     contract.write_bytes(msgspec.json.encode(OnnxModel(SHIPPED / "lg_hg2_soc.onnx").contract))
     return f'[[model]]\nname = "soc"\n[model.endpoint]\nurl = "{url}"\nkey = "${{KEY}}"\ncontract = "{contract}"\n'
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubProcess]:
+    with HubProcess(3) as started:
+        yield started
+
+
+class TestIotHub:
+    def test_the_built_in_endpoint(self, check: Check, hub: HubProcess) -> None:
+        def found(connection: str, more: str = "") -> Checked:
+            return check(f'[run]\nsource = "iothub"\n[iothub]\nconnection_string = "${{HUB}}"\n{more}', HUB=connection)
+
+        good = hub.connection_string
+        works = f"IoT Hub {NAME} at 127.0.0.1:{hub.port}: works, 3 partitions, consumer group $Default"
+        assert found(good) == (0, [works], [])
+        key = "d3Jvbmcta2V5LXdyb25nLWtleQ=="
+        wrong = found(good.replace(KEY, key))
+        assert wrong.status == 1 and "key" in wrong.fails[0] and key not in str(wrong) and KEY not in str(wrong)
+        group = found(good, 'consumer_group = "nobody-made-this"')
+        assert group.status == 1 and "consumer-group create" in group.fails[0]
+        away = found(good.replace(str(hub.port), str(free_port())))
+        assert away.status == 1 and "nothing listens on that port" in away.fails[0]
+
+    def test_a_flow_that_should_read_a_hub_which_is_not_named(self, check: Check) -> None:
+        assert check('[run]\nsource = "iothub"').status in (1, 2)
+
+    def test_the_hub_of_a_gateway(self, check: Check, certificates: Certificates, tmp_path: Path) -> None:
+        def found(key: str, device: str = DEVICE, ca: str = certificates.ca_file) -> Checked:
+            store = f'store = "{tmp_path}/g.db"\ntransport = "https"\nca_file = "{ca}"'
+            text = f'[gateway]\nconnection_string = "${{HUB}}"\n{store}'
+            return check(text, HUB=device_string(hub.name, device=device, key=key))
+
+        hub = HttpsHubServer(certificates)
+        try:
+            assert found(DEVICE_KEY) == (0, [f"IoT Hub {hub.name}, device {DEVICE}: works, logged in over https"], [])
+            wrong = found("d3Jvbmcta2V5LXdyb25nLWtleQ==")
+            assert (
+                wrong.status == 1 and "mend the SharedAccessKey" in wrong.fails[0] and "d3Jvbmcta2V5" not in str(wrong)
+            )
+            assert found(DEVICE_KEY, "gw-2").status == 1
+            (tmp_path / "other").mkdir()
+            strange = make_certificates(tmp_path / "other").ca_file
+            assert "authority" in found(DEVICE_KEY, ca=strange).fails[0]
+        finally:
+            hub.end()
 
 
 class TestLake:
