@@ -1,5 +1,6 @@
 """A live flow in processes of its own, against a real broker: for tests that stop, kill and starve it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ cell_type = "lg-hg2"
 capacity_ah = 3.0
 """
 
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: One for each gateway of ``fleet``: two processes both have messages to read.
 TOPICS = ["voltmill/site-1/gw-1/#", "voltmill/site-1/gw-2/#"]
@@ -142,8 +146,19 @@ class Live:
             except sqlite3.OperationalError:
                 return 0
 
+    def predictions(self) -> list[tuple[str, datetime, str]]:
+        """Device, time and model of every prediction in the database."""
+        with contextlib.closing(sqlite3.connect(self.folder / "voltmill.db")) as db:
+            rows = db.execute("select device_id, event_time, model_sha256 from predictions").fetchall()
+        return [(device, EPOCH + timedelta(microseconds=at), model) for device, at, model in rows]
+
+    def complete(self, sent: list[tuple[str, bytes]], models: int = 1) -> None:
+        """Wait until each message that can be read has its predictions: a drain leaves the rest to the broker."""
+        wanted = models * (len(sent) - broken(sent))
+        self.until(lambda: self.stored() >= wanted, f"not {wanted} predictions")
+
     def settled(self, wanted: int) -> None:
-        """Wait until nearly so many predictions are stored and no more come: a drain leaves the rest to the broker."""
+        """The same where some are refused: wait until nearly so many predictions are stored and no more come."""
         seen: list[int] = []
 
         def still() -> bool:
@@ -177,18 +192,27 @@ def publish(port: int, sent: list[tuple[str, bytes]]) -> None:
         publisher.drain(30)
 
 
+def broken(sent: list[tuple[str, bytes]]) -> int:
+    """How many messages cannot be read."""
+    decoder = Decoder(DecodeSettings())
+    return sum(decoder(raw_batch([payload]))[1] is not None for _, payload in sent)
+
+
 def assert_complete(flow: Live, sent: list[tuple[str, bytes]], *, repeats: bool) -> None:
     """Every message is archived once, or a dead letter once; a redelivery bears the duplicate bit."""
-    broken = sum(Decoder(DecodeSettings())(raw_batch([payload]))[1] is not None for _, payload in sent)
+    unread = broken(sent)
     rows = flow.archived()
     letters = {row["payload"] for row in flow.table("dead_letters")}
     good = Counter((r["device_id"], r["seq"]) for r in rows if not r["quality_bits"] & Quality.DUPLICATE)
     assert set(good.values()) == {1}
     assert len(rows) - len(good) == 0 or repeats
-    assert len(letters) <= broken  # equal payloads, such as the empty one, are one here
-    assert len(good) + broken == len(sent)
-    stored, wanted = flow.stored(), len({(r["device_id"], r["event_time"]) for r in rows if accepted(r)})
-    assert stored == wanted, f"{stored} predictions in the database, {wanted} accepted samples"
+    assert len(letters) <= unread  # equal payloads, such as the empty one, are one here
+    assert len(good) + unread == len(sent)
+    wanted = {(r["device_id"], r["event_time"]) for r in rows if accepted(r)}
+    stored = flow.predictions()
+    found = {(device, at) for device, at, _ in stored}
+    assert found == wanted, f"predictions missing {wanted - found}, of no accepted sample {found - wanted}"
+    assert len(stored) == len(found), f"of several models: {sorted({model for *_, model in stored})}"
 
 
 def accepted(row: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ def test_sigterm_drains_and_a_restart_goes_on(live: Callable[..., Live]) -> None
     publish(flow.port, sent[len(sent) // 2 :])  # the broker keeps them for us
     assert first.wait(20) == 0
     second = flow.start()
-    flow.settled(len(sent))
+    flow.complete(sent)
     second.send_signal(signal.SIGTERM)
     assert second.wait(20) == 0
     assert_complete(flow, sent, repeats=False)
@@ -48,7 +48,7 @@ def test_kill_9_loses_nothing_and_doubles_nothing(live: Callable[..., Live], tmp
             flow.subscribed(k + 2)
     publisher.drain(30)
     publisher.close()
-    flow.settled(len(sent))
+    flow.complete(sent)
     flow.processes[-1].send_signal(signal.SIGTERM)
     assert flow.processes[-1].wait(20) == 0
     assert_complete(flow, sent, repeats=True)
@@ -66,7 +66,7 @@ def test_a_cluster_of_two_processes(live: Callable[..., Live]) -> None:
     flow.start_cluster()
     flow.subscribed(2)
     publish(flow.port, sent)
-    flow.settled(len(sent))
+    flow.complete(sent)
     flow.drain()
     assert_complete(flow, sent, repeats=False)
 
@@ -81,7 +81,7 @@ def test_bytewax_runs_it_too(live: Callable[..., Live]) -> None:
     process = flow.start(command, VOLTMILL_CONFIG=str(flow.folder / "voltmill.toml"))
     flow.subscribed(1)
     publish(flow.port, sent)
-    flow.settled(len(sent))
+    flow.complete(sent)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert_complete(flow, sent, repeats=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 from endpoint_server import EndpointServer, echo, hang, slowly
-from live_flow import Live, accepted, fleet, publish
+from live_flow import Live, accepted, broken, fleet, publish
 from test_choice import write
 from test_estimate import CONTRACT
 
@@ -24,7 +24,7 @@ def test_a_file_in_the_folder_takes_over_without_a_restart(live: Callable[..., L
     flow.start()
     flow.subscribed(1)
     publish(flow.port, sent[: len(sent) // 2])
-    flow.settled(len(sent) // 2)
+    flow.complete(sent[: len(sent) // 2])
     (flow.folder / folder).mkdir()
     write(flow.folder / folder / "candidate.onnx", value=42.0)
     write(flow.folder / folder / "lg_hg2_soc.onnx", value=77.0, name="lg_hg2_soc", version="9")
@@ -34,7 +34,7 @@ def test_a_file_in_the_folder_takes_over_without_a_restart(live: Callable[..., L
     flow.until(lambda: flow.log().count("model in force") >= 2, "not taken over")
     time.sleep(0.5)
     publish(flow.port, sent[-20:])
-    flow.settled(len(sent))
+    flow.until(lambda: stored(flow, "mode = 'live'") >= len(sent) - broken(sent), "not stored")
     flow.drain()
     by_model = Counter((r["model_name"], r["model_version"], r["mode"]) for r in flow.table("predictions"))
     assert set(by_model) == {
@@ -112,7 +112,7 @@ def test_an_endpoint_that_hangs_and_dies_costs_no_row_and_holds_up_no_archive(
     flow.start(**key)
     flow.subscribed(2)
     publish(flow.port, thirds[2])
-    flow.settled(2 * len(sent))
+    flow.complete(sent, models=2)
     flow.drain()
     rows = {(r["device_id"], r["event_time"]) for r in flow.archived() if accepted(r)}
     found = Counter((r["device_id"], r["event_time"]) for r in flow.table("predictions") if r["model_name"] == "far")

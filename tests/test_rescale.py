@@ -210,7 +210,7 @@ def test_a_live_flow_that_is_killed_and_rescaled_loses_nothing(live: Callable[..
                 process.wait()
     publisher.drain(30)
     publisher.close()
-    flow.settled(len(sent))
+    flow.complete(sent)
     flow.drain()
     assert_complete(flow, sent, repeats=True)
     rows = [row for k in range(4) for row in snaps(flow.folder / f"state/part-{k}.sqlite3")]

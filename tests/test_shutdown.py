@@ -64,7 +64,7 @@ def test_a_drain_under_load_takes_seconds_and_loses_nothing(live: Callable[..., 
         assert first.returncode == 0 and took < 10
     flow.start()
     flow.subscribed(2)
-    flow.settled(len(sent))
+    flow.complete(sent)
     flow.drain()
     assert_complete(flow, sent, repeats=False)
 
@@ -142,7 +142,7 @@ def test_a_stop_during_an_outage_waits_five_seconds_and_says_why(live: Callable[
     other.close()
     flow.start()
     flow.subscribed(2)
-    flow.settled(len(sent))
+    flow.complete(sent)
     flow.drain()
     assert_complete(flow, sent, repeats=True)
 
@@ -195,7 +195,7 @@ def test_a_signal_to_one_process_of_a_cluster_ends_all(live: Callable[..., Live]
     publish(flow.port, sent[len(sent) // 2 :])
     flow.start_cluster()
     flow.subscribed(4)
-    flow.settled(len(sent))
+    flow.complete(sent)
     flow.drain()
     assert_complete(flow, sent, repeats=True)
 
@@ -215,7 +215,7 @@ def test_kill_9_of_one_process_ends_the_other_and_both_resume(live: Callable[...
     assert "Traceback" not in flow.log()
     flow.start_cluster()
     flow.subscribed(6)
-    flow.settled(len(sent))
+    flow.complete(sent)
     flow.drain()
     assert_complete(flow, sent, repeats=True)
 
