@@ -22,10 +22,11 @@ def need(module: str, what: str, extra: str = "azure") -> ModuleType:
     Example:
         >>> need("no_such.module", "reading IoT Hub")
         Traceback (most recent call last):
-        voltmill.connectors.extras.MissingExtra: reading IoT Hub needs no_such: pip install 'voltmill[azure]'
+        voltmill.connectors.extras.MissingExtra: reading IoT Hub needs no_such.module: pip install 'voltmill[azure]'
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = (error.name or module).partition(".")[0]
-        raise MissingExtra(f"{what} needs {package}: pip install 'voltmill[{extra}]'") from error
+        missing = error.name or module
+        missing = module if module.startswith(f"{missing}.") else missing  # all of "azure" is no package's name
+        raise MissingExtra(f"{what} needs {missing}: pip install 'voltmill[{extra}]'") from error
