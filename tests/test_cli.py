@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from voltmill.connectors.sql import SqlError
 from voltmill.connectors.store import LakeError
 from voltmill.flows import cli
 from voltmill.flows.config import ConfigError
+from voltmill.kernels.compile import CACHE_DIR
 from voltmill.kernels.schema import Quality
 from voltmill.operators.model import SHIPPED, ModelError
 from voltmill.operators.table import StateError
@@ -416,11 +418,19 @@ def spoil(folder: Path, how: str) -> None:
         ("wrong type", "a.parquet: column current_ampere (string) is not float: "),
     ],
 )
-def test_replay_of_what_is_no_archive_is_one_line(tmp_path: Path, how: str, line: str) -> None:
+def test_replay_of_what_is_no_archive_is_one_line(tmp_path: Path, call: Call, how: str, line: str) -> None:
     spoil(tmp_path / "lake", how)
-    done = start("replay", "--lake", tmp_path / "lake", "--out", tmp_path / "out", RUST_BACKTRACE="1")
+    done = call("replay", "--lake", tmp_path / "lake", "--out", tmp_path / "out")
     assert (done.status, done.out) == (1, "") and done.err.count("\n") == 1
     assert done.err.startswith(f"voltmill: {line.format(lake=tmp_path / 'lake')}")
+
+
+def test_what_the_engine_says_of_an_error_is_not_shown(tmp_path: Path) -> None:
+    """In a process of its own: it writes to the file descriptor."""
+    spoil(tmp_path / "lake", "truncated")
+    done = start("replay", "--lake", tmp_path / "lake", "--out", tmp_path / "out", RUST_BACKTRACE="1")
+    assert (done.status, done.out) == (1, "") and done.err.count("\n") == 1
+    assert done.err.startswith("voltmill: telemetry/a.parquet: not readable as Parquet: ")
 
 
 class TestBroker:
@@ -476,6 +486,9 @@ def cpu_seconds() -> float:
 
 @pytest.mark.slow
 def test_the_first_start_says_that_it_compiles_and_the_second_is_ready_within_3_s(tmp_path: Path) -> None:
+    """The kernels of this machine in a cache that does not say it has all: what is missing would be compiled."""
+    cache = tmp_path / "cache/voltmill" / CACHE_DIR.name
+    shutil.copytree(CACHE_DIR, cache, ignore=shutil.ignore_patterns("compiled*"))
     foreign(tmp_path / "lake", rows=1)
     (tmp_path / "c.toml").write_text(FLEET)
 

@@ -40,11 +40,11 @@ def plan(random_: random.Random, faults: Sequence[Fault], *, kills: int, rounds:
         random_: decides.
         faults: what can happen to the systems around the flow.
         kills: how often a process is killed, at least.
-        rounds: how often each fault that is not rare happens; 0: a third of them, once.
+        rounds: how often each fault that is not rare happens; 0: a sixth of them, once.
         rescale: whether the number of processes changes, and rare faults happen, once each.
     """
     common = [fault for fault in faults if not fault.rare]
-    chosen = common * rounds or random_.sample(common, -(-len(common) // 3))
+    chosen = common * rounds or random_.sample(common, -(-len(common) // 6))
     episodes = [_fault_episode(random_, fault, common) for fault in chosen]
     episodes += [_interruption(random_, what) for what in (RESTART, KILL_IN_DRAIN) for _ in range(max(1, rounds // 2))]
     if rescale:
