@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import paho.mqtt.client as paho
-from servers import Certificates, Mosquitto, missing
+from servers import Certificates, Mosquitto, await_port, missing
 
 from voltmill.connectors.pack import unpack
 from voltmill.flows.broker import free_port
@@ -66,6 +66,7 @@ class MqttHubServer(Mosquitto):
         self._process = None
         self.packs: list[tuple[str, bytes]] = []
         self.start()
+        await_port(self.inner, self.process)
         self._reader = paho.Client("reader", clean_session=False)
         self._reader.on_connect = lambda client, *_: client.subscribe("devices/#", 1)
         self._reader.on_message = lambda _, __, message: self.packs.append((message.topic, message.payload))
