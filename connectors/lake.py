@@ -91,8 +91,13 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ValueError("compression_level is that of zstd, 1 to 22")
 
     def __repr__(self) -> str:
-        """Everything but the values of ``storage_options``, which hold credentials."""
-        return f"LakeSettings(url={self.url!r}, storage_options={sorted(self.storage_options)})"
+        """Everything but credentials, which stand in the values of ``storage_options``, or in the URL."""
+        return f"LakeSettings(url={self.place!r}, storage_options={sorted(self.storage_options)})"
+
+    @property
+    def place(self) -> str:
+        """The lake as messages name it: no secret in it."""
+        return remote.shown(self.url)
 
     def open(self, patience: Patience | None = None) -> Store:
         """The lake's files; ``patience`` says how long an absent lake is waited for, by default some seconds."""

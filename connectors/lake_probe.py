@@ -51,7 +51,7 @@ _CODES: Final = {
 
 def probe(settings: LakeSettings, *, seconds: float = SECONDS) -> Finding:
     """Whether the lake can be used with these settings; in ``seconds`` at most, changes and raises nothing."""
-    place = f"lake {remote.shown(settings.url)}"
+    place = f"lake {settings.place}"
     try:
         store = settings.open()
     except MissingExtra as error:

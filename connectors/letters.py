@@ -46,7 +46,7 @@ def read_letters(lake: LakeSettings) -> Iterator[pa.RecordBatch]:
     try:
         for batch in read_batches(lake, TABLE, batch_rows=_BATCH_ROWS):
             if missing := [name for name in DEAD_LETTER.names if name not in batch.schema.names]:
-                raise LakeError(f"lake {lake.url}: {TABLE}: a file has no column {', '.join(missing)}")
+                raise LakeError(f"lake {lake.place}: {TABLE}: a file has no column {', '.join(missing)}")
             if batch.num_rows:
                 yield batch.select(DEAD_LETTER.names).cast(DEAD_LETTER)
     except NoFiles:

@@ -79,8 +79,13 @@ def ends_in_time(fs: Any) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL as it may be logged: without password and query."""
-    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", url.split("?")[0])
+    """A URL as it may be logged: without password and query, also where the password should have been quoted.
+
+    Example:
+        >>> shown("ftp://mill:p/w@rd@files.example/lake?sig=x"), shown("abfs://fleet@bms.dfs.core.windows.net/lake")
+        ('ftp://mill:***@files.example/lake', 'abfs://fleet@bms.dfs.core.windows.net/lake')
+    """
+    return re.sub(r"(//[^/:@]*):.*@", r"\1:***@", url.partition("?")[0])
 
 
 class RangeFile(io.RawIOBase):

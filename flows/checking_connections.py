@@ -21,7 +21,6 @@ from voltmill.connectors import (
     lake_probe,
     mqtt_probe,
     notify_probe,
-    remote,
 )
 from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.probe import Finding
@@ -61,7 +60,7 @@ def by_default(file: Path, config: Config) -> str:
     tables = tomllib.loads(file.read_text("utf-8-sig"))
     used = {"mqtt": f"{config.mqtt.host}:{config.mqtt.port}"} if config.run.source == "mqtt" else {}
     if "gateway" not in tables or {"lake", "sql"} & tables.keys():  # a gateway has neither
-        used |= {"lake": remote.shown(config.lake.url), "sql": config.sql.place}
+        used |= {"lake": config.lake.place, "sql": config.sql.place}
     missing = [f"[{table}] {what}" for table, what in used.items() if table not in tables]
     return f"not in the file, so the defaults hold, untried: {', '.join(missing)}" if missing else ""
 

@@ -90,7 +90,7 @@ def live(
     if settings.run.metrics_port:
         metrics.serve(settings.run.metrics_host, settings.run.metrics_port)
     dataflow = flow.build(settings, drain, metrics)
-    running.log.info("running", extra={"topics": settings.mqtt.topics, "lake": settings.lake.url})
+    running.log.info("running", extra={"topics": settings.mqtt.topics, "lake": settings.lake.place})
     running.run(
         dataflow,
         settings.run,

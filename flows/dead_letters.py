@@ -150,7 +150,8 @@ class DeadLetters:
         for found in self.read(Filter(ids=frozenset({id_}))):
             letter: dict[str, Any] = found.rows.slice(0, 1).to_pylist()[0]
             return letter, int(found.redriven[0])
-        raise ConfigError(f"there is no dead letter {id_} in {self.config.lake.url}; voltmill dead-letters list --all")
+        place = self.config.lake.place
+        raise ConfigError(f"there is no dead letter {id_} in {place}; voltmill dead-letters list --all")
 
     def waiting(self) -> Waiting:
         """The spool files that no flow has taken to their end."""

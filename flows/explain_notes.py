@@ -32,7 +32,7 @@ def notes_on(k: int, done: Pass, config: Config, origin: Origin, history: Histor
         )
     if k not in done.places:
         yield (
-            f"no row of the archive {origin.lake.url} bears this source, partition and offset: it is not in a file "
+            f"no row of the archive {origin.lake.place} bears this source, partition and offset: it is not in a file "
             "yet, was removed, or was changed"
         )
     elif k not in done.found and shelf.get(p.model_sha256) is not None:
