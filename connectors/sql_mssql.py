@@ -40,6 +40,8 @@ _REDIRECTED: Final = range(11_000, 12_000)
 _RUN_SECONDS: Final = 3600
 #: Ways to say that Entra ID gives the token; of others the driver takes care.
 _ENTRA: Final = ("entra", "activedirectorydefault", "activedirectorymsi", "activedirectorymanagedidentity")
+#: The databases that let this process in, through whichever connection: what they say of a login passes from then on.
+_let_in: Final = set[str]()
 
 
 class Unfit(ValueError):
@@ -68,7 +70,6 @@ class MssqlDatabase:
         self._schema, self._key = schema, tuple(key)
         self._encoder = sql_json.Encoder(schema)
         self._token = token or Token(self.place, self._server.user)
-        self._let_in = False
         self._found: dict[str, Column] = {}
         self._text: Statements | None = None
         self._session = Session(
@@ -85,8 +86,8 @@ class MssqlDatabase:
         """Server and table."""
         return f"{self._settings.place}: table {self._table}"
 
-    def create(self) -> None:
-        """Check the table that is there, and try to merge no rows into it, which shows the rights that are missing.
+    def check(self) -> None:
+        """Check the columns of the table, and try to merge no rows into it, which shows the rights that are missing.
 
         Raises:
             SqlError: there is none, or one with other columns.
@@ -128,7 +129,7 @@ class MssqlDatabase:
             return Failure.REFUSED
         if isinstance(error, AwayError):
             return Failure.TRANSIENT
-        return sql_mssql_errors.classify(error, let_in=self._let_in)
+        return sql_mssql_errors.classify(error, let_in=self._settings.place in _let_in)
 
     def explain(self, error: Exception) -> str:
         """The server's message, and what mends it; the password is not in it, whoever wrote it."""
@@ -227,7 +228,7 @@ class MssqlDatabase:
         )
 
     def _entered(self) -> None:
-        self._let_in = True
+        _let_in.add(self._settings.place)
 
 
 def _compared(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 It runs in a process of its own, for ``pyodbc`` keeps the interpreter to itself while it waits. It understands the
 statements of ``connectors/sql_mssql_text.py`` and no others: the MERGE of its JSON parameter into rows by key, with the
-errors of keys and nulls that the real one has, and the SELECT of a table. Every other statement is noted and answered
-with nothing, or with what a test gave for it. What T-SQL itself would say of a statement it does not know.
+errors of keys and nulls that the real one has, the SELECT of a table, and the CREATE TABLE of ``deploy/sql/mssql``
+with its bookkeeping. Every other statement is noted and answered with nothing, or with what a test gave for it: it
+cannot tell what is wrong with a statement, and undoes no transaction.
 """
 
 import json
@@ -22,6 +23,9 @@ from typing import Any
 import tds_wire as wire
 
 Column = tuple[str, str, int, int, str | None]
+#: Types that go over the wire as another one.
+_WIRE = {"varchar": "nvarchar", "char": "nvarchar", "nchar": "nvarchar", "int": "bigint"}
+_COLUMN = re.compile(r"^    \[?(\w+)\]? (\w+)(?:\((\d+)\))?(?: COLLATE (\w+))? (?:NOT )?NULL", re.M)
 
 
 class SqlFailure(Exception):
@@ -39,6 +43,11 @@ class Store:
         self._refused: tuple[str, list[Any]] = ("", [])
         self._seen: list[tuple[str, list[Any]]] = []
         self._logins: list[dict[str, str]] = []
+
+    def reset(self) -> None:
+        """As it was at the start, but for its connections."""
+        self._tables, self._faults, self._answers = {}, [], []
+        self._refused, self._seen, self._logins = ("", []), [], []
 
     def table(self, name: str, columns: list[Column], key: list[str]) -> None:
         self._tables[name] = ([*map(tuple, columns)], key, {})  # type: ignore[list-item]
@@ -82,12 +91,21 @@ class Store:
         with self._lock:
             if answer := next((a for a in self._answers if re.search(a[0], text)), None):
                 return wire.table([tuple(c) for c in answer[1]], answer[2]), len(answer[2])
+            if found := re.search(r"CREATE TABLE dbo\.(\w+) \((.*)\)", text, re.S):
+                return self._create(*found.groups())
+            if found := re.match(r"SELECT CASE WHEN OBJECT_ID\(N'dbo\.(\w+)'\) IS NULL THEN 0 ELSE 1 END", text):
+                return wire.table([("", "bigint")], [[found[1] in self._tables]]), 1
+            if found := re.match(r"INSERT INTO dbo\.voltmill_schema \(.*\) VALUES \((\d+), '(\w+)', '(\w+)'\)", text):
+                self._tables["voltmill_schema"][2][int(found[1]),] = dict(
+                    version=int(found[1]), name=found[2], sha256=found[3], applied_at="2026-11-22 00:00:00"
+                )
+                return b"", 1
             if "FROM sys.columns" in text:
                 return self._columns(wire.names(text)[-1])
             if text.startswith("MERGE"):
                 return b"", self._merge(text, json.loads(parameters[0]))
-            if found := re.match(r"SELECT (\[.*\]) FROM (\[dbo\]\.\[\w+\]) ORDER BY (.*)", text):
-                return self._select(*map(wire.names, found.groups()))
+            if found := re.match(r"SELECT (.*) FROM \[?dbo\]?\.\[?(\w+)\]? ORDER BY (.*)", text):
+                return self._select(*(part.replace("[", "").replace("]", "").split(", ") for part in found.groups()))
         return b"", 0
 
     def _check(self, what: str) -> None:
@@ -98,6 +116,16 @@ class Store:
         if fault:
             time.sleep(fault[4])
             raise SqlFailure(fault[1], fault[2])
+
+    def _create(self, name: str, body: str) -> tuple[bytes, int]:
+        if name not in self._tables:
+            found: list[Column] = []
+            for column, type_, size, collation in _COLUMN.findall(body):
+                bytes_ = 2 * int(size) if type_ == "nvarchar" else 8
+                found.append((column, type_, bytes_, int(size) if type_ == "datetime2" else 0, collation or None))
+            key = re.search(r"PRIMARY KEY(?: CLUSTERED)? \((.*)\)", body)
+            self.table(name, found, key[1].split(", ") if key else [found[0][0]])
+        return b"", 0
 
     def _columns(self, name: str) -> tuple[bytes, int]:
         columns = self._tables[name][0] if name in self._tables else []
@@ -126,7 +154,7 @@ class Store:
 
     def _select(self, names: list[str], table: list[str], order: list[str]) -> tuple[bytes, int]:
         columns, _, stored = self._tables[table[0]]
-        types = {name: "nvarchar" if type_.endswith("char") else type_ for name, type_, *_ in columns}
+        types = {name: _WIRE.get(type_, type_) for name, type_, *_ in columns}
         rows = sorted(stored.values(), key=lambda row: [row[name] for name in order])
         return wire.table([(n, types[n]) for n in names], [[row[n] for n in names] for row in rows]), len(rows)
 
