@@ -6,8 +6,9 @@ database refuses. What a database is like, and how to read it, is told in the fi
 letters: they go to the lake like all others, and that sink's snapshot makes them appear exactly once.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import bytewax.operators as op
 import pyarrow as pa
@@ -19,6 +20,7 @@ from voltmill.connectors.sql_dialect import Database, SqlError
 from voltmill.connectors.sql_mssql import MssqlDatabase
 from voltmill.connectors.sql_postgresql import PostgresqlDatabase
 from voltmill.connectors.sql_rows import dead_letters
+from voltmill.connectors.sql_schema import Schema
 from voltmill.connectors.sql_settings import SqlSettings
 from voltmill.connectors.sql_sqlite import SqliteDatabase
 from voltmill.connectors.sql_writer import Writer
@@ -34,6 +36,9 @@ _DIALECTS: Final[dict[str, type[SqliteDatabase | PostgresqlDatabase | MssqlDatab
     "mssql": MssqlDatabase,
 }
 State = tuple[str]
+T = TypeVar("T")
+
+log = logging.getLogger("voltmill.sql")
 
 
 class SqlTable:
@@ -75,16 +80,32 @@ class SqlTable:
         self._database()
 
     def prepare(self) -> None:
-        """Make the tables where they are missing, before the flow runs; waits for a server that is away.
+        """Bring the schema up to date before the flow runs; waits for a server that is away.
 
         Raises:
             SqlError: the database cannot be used, or did not come in time.
         """
-        writer = self.writer()
+
+        def work(schema: Schema) -> None:
+            schema.apply(lambda line: log.info(line, extra={"database": self.settings.place}))
+            schema.database.check()
+
+        self.with_schema(work)
+
+    def with_schema(self, work: Callable[[Schema], T]) -> T:
+        """Do something with the schema of the database, from its beginning after an error that passes.
+
+        Raises:
+            SqlError: it cannot be done, or the database was away for too long.
+        """
+        database, done = self._database(), list[T]()
         try:
-            writer.create()
+            Writer(database, self._patience).surely(
+                lambda: done.append(work(Schema(database, self.settings, self.name)))
+            )
         finally:
-            writer.close()
+            database.close()
+        return done[-1]
 
     def upsert(self, step_id: str, up: KeyedStream[pa.RecordBatch]) -> Stream[pa.RecordBatch]:
         """Store every batch; ``prepare`` comes first.

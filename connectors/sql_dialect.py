@@ -32,11 +32,11 @@ class Database(Protocol):
     def place(self) -> str:
         """Database and table, as messages name them."""
 
-    def create(self) -> None:
-        """Make the table where it is missing, and check the one that is there: may be called again.
+    def check(self) -> None:
+        """See that the table is there, has the columns of the schema, and takes rows from this login.
 
         Raises:
-            SqlError: It is there with other columns, or the database is none.
+            SqlError: There is none, or one with other columns.
             Exception: One for ``classify``.
         """
 

@@ -87,20 +87,15 @@ class PostgresqlDatabase:
         """Server and table."""
         return f"{self._settings.place}: table {self._table}"
 
-    def create(self) -> None:
-        """Make the table where it is missing; try the upsert on no rows, which shows what it lacks.
+    def check(self) -> None:
+        """Check the columns of the table, and try the upsert on no rows, which shows what it lacks.
 
         Raises:
-            SqlError: the table is there with other columns.
+            SqlError: there is none, or one with other columns.
         """
         found = self._columns()
         if not found:
-            try:
-                self._session.execute(self._text.create)
-            except Exception as error:
-                if sql_odbc.state(error) not in ("23505", "42P07"):  # another process was making it
-                    raise
-            found = self._columns()
+            raise SqlError(f"{self.place}: there is no such table; make it: voltmill db apply")
         for name, type_ in self._text.types.items():
             if found.get(name) != type_:
                 what = f"{name} is {found[name]}, not {type_}" if name in found else f"{name} is missing"

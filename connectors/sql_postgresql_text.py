@@ -33,13 +33,11 @@ class Statements:
 
     Attributes:
         types: name and type of each column, as ``format_type`` gives it.
-        create: makes the table if it is missing.
         upsert: stores rows, over older ones of the same keys; its parameter is a JSON array of objects.
         select: every row, ordered by key.
     """
 
     types: dict[str, str]
-    create: str
     upsert: str
     select: str
 
@@ -52,14 +50,13 @@ class Statements:
 
         Example:
             >>> schema = pa.schema([("id", pa.string()), ("x", pa.float32())])
-            >>> Statements.of("t", schema, ["id"]).create
-            'CREATE TABLE IF NOT EXISTS "t" ("id" text COLLATE "C" NOT NULL, "x" real, PRIMARY KEY ("id"))'
+            >>> Statements.of("t", schema, ["id"]).types
+            {'id': 'text', 'x': 'real'}
         """
         check_key(table, schema, key)
         types = {field.name: _type(field) for field in schema}
         return cls(
             types=types,
-            create=_create(quoted(table), schema, types, key),
             upsert=_upsert(quoted(table), types, key),
             select=f"SELECT {_list(types)} FROM {quoted(table)} ORDER BY {_list(key)}",
         )
@@ -84,15 +81,6 @@ def _type(field: pa.Field) -> str:
 
 def _collated(type_: str) -> str:
     return 'text COLLATE "C"' if type_ == "text" else type_
-
-
-def _create(table: str, schema: pa.Schema, types: dict[str, str], key: Sequence[str]) -> str:
-    required = {field.name for field in schema if not field.nullable} | set(key)
-    columns = [
-        f"{quoted(name)} {_collated(type_)}{' NOT NULL' if name in required else ''}" for name, type_ in types.items()
-    ]
-    unique = f"PRIMARY KEY ({_list(key)})"
-    return f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(columns)}, {unique})"
 
 
 def _upsert(table: str, types: dict[str, str], key: Sequence[str]) -> str:

@@ -87,14 +87,15 @@ class SqliteDatabase:
         """File and table."""
         return f"{self._settings.path}: table {self._table}"
 
-    def create(self) -> None:
-        """Make file, tables and views where they are missing.
+    def check(self) -> None:
+        """See that the table of rows is there, and its columns.
 
         Raises:
-            SqlError: no such file can be made, or the table is there with other columns.
+            SqlError: there is none, or one with other columns.
         """
-        self.run(self._statements.create)
         found = self.rows(f"PRAGMA table_info({self._statements.rows})")
+        if not found:
+            raise SqlError(f"{self.place}: there is no such table; make it: voltmill db apply")
         if [name for _, name, *_ in found] != list(self._statements.columns):
             raise SqlError(f"{self.place}: the table has other columns; name another file")
 

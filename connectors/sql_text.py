@@ -1,8 +1,8 @@
 """The SQL of a table with labels beside its rows, made from its Arrow schema.
 
-Gives the statements that create the tables and views, find or add a combination of labels, and
-upsert a row. Parameters are ``?`` (DB-API ``qmark``); values never become part of the text. Names of
-columns are quoted, for one of them may be a word of SQL (an alert has a ``limit``).
+Gives the statements that find or add a combination of labels, and upsert a row; ``deploy/sql/sqlite`` makes the
+tables, and the views over them. Parameters are ``?`` (DB-API ``qmark``); values never become part of the text.
+Names of columns are quoted, for one of them may be a word of SQL (an alert has a ``limit``).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ class Statements:
         plain: those of them that are columns of the schema; references to labels come after.
         label_tables: name and columns of each table of labels.
         label_statements: for each of them, the queries for the id of a combination and to add one.
-        create: what makes tables and views where they are missing.
         upsert: what stores a row, over an older one of the same key.
     """
 
@@ -30,7 +29,6 @@ class Statements:
     plain: tuple[str, ...]
     label_tables: tuple[tuple[str, tuple[str, ...]], ...]
     label_statements: dict[str, tuple[str, str]]
-    create: tuple[str, ...]
     upsert: str
 
     @classmethod
@@ -48,7 +46,8 @@ class Statements:
         check_key(table, schema, key)
         if all(pa.types.is_dictionary(schema.field(name).type) for name in key):
             raise ValueError(f"table {table}: its key needs a column that is not a label")
-        types = {field.name: _type(field) for field in schema}
+        for field in schema:
+            _check_type(field)
         labels = [field.name for field in schema if pa.types.is_dictionary(field.type)]
         groups = _groups(table, labels, key)
         plain = tuple(name for name in schema.names if name not in labels)
@@ -56,19 +55,12 @@ class Statements:
         unique = _unique(schema, key, labels, references, table)
         rows = f"{table}_rows"
         columns = plain + references
-        body = [
-            f"{quoted(name)} {types.get(name, 'INTEGER')}{' NOT NULL' if name in unique else ''}" for name in columns
-        ]
-        create = [f"CREATE TABLE IF NOT EXISTS {rows} ({', '.join(body)}, PRIMARY KEY ({_list(unique)})) WITHOUT ROWID"]
-        create += [_create_labels(name, members) for name, members in groups]
-        create += _views(table, schema, groups)
         return cls(
             rows=rows,
             columns=columns,
             plain=plain,
             label_tables=tuple(groups),
             label_statements={name: _label_statements(name, members) for name, members in groups},
-            create=tuple(create),
             upsert=_upsert(rows, columns, unique),
         )
 
@@ -120,11 +112,6 @@ def _unique(
     return ordered + [name for name in references if name == "key_labels_id"]
 
 
-def _create_labels(name: str, members: Sequence[str]) -> str:
-    columns = ", ".join(f"{quoted(member)} TEXT" for member in members)
-    return f"CREATE TABLE IF NOT EXISTS {name} (id INTEGER PRIMARY KEY, {columns}, UNIQUE ({_list(members)}))"
-
-
 def _label_statements(name: str, members: Sequence[str]) -> tuple[str, str]:
     same = " AND ".join(f"{quoted(member)} IS ?" for member in members)  # IS: a null equals a null
     places = ", ".join("?" * len(members))
@@ -142,33 +129,10 @@ def _upsert(rows: str, columns: Sequence[str], unique: Sequence[str]) -> str:
     return f"{into} ON CONFLICT ({_list(unique)}) DO {action}"
 
 
-def _views(table: str, schema: pa.Schema, groups: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
-    owner = {member: name for name, members in groups for member in members}
-    selected = ", ".join(f"{owner.get(name, f'{table}_rows')}.{quoted(name)}" for name in schema.names)
-    joins = "".join(f" JOIN {name} ON {name}.id = {table}_rows.{_reference(name, table)}" for name, _ in groups)
-    readable = ", ".join(_readable(field) for field in schema)
-    return [
-        f"CREATE VIEW IF NOT EXISTS {table} AS SELECT {selected} FROM {table}_rows{joins}",
-        f"CREATE VIEW IF NOT EXISTS {table}_readable AS SELECT {readable} FROM {table}",
-    ]
-
-
-def _readable(field: pa.Field) -> str:
-    if not pa.types.is_timestamp(field.type):
-        return quoted(field.name)
-    # In whole numbers, for the doubles of strftime('%f') round to milliseconds.
-    name = quoted(field.name)
-    return (
-        f"strftime('%Y-%m-%dT%H:%M:%S', {name} / 1000000, 'unixepoch') || printf('.%06dZ', {name} % 1000000) AS {name}"
-    )
-
-
-def _type(field: pa.Field) -> str:
+def _check_type(field: pa.Field) -> None:
+    """See that SQLite has a place for a column: text, a double, a signed integer of 64 bits."""
     type_ = field.type
-    if pa.types.is_dictionary(type_) or pa.types.is_string(type_):
-        return "TEXT"
-    if pa.types.is_floating(type_):
-        return "REAL"
-    if pa.types.is_timestamp(type_) or (pa.types.is_integer(type_) and type_ != pa.uint64()):
-        return "INTEGER"  # 64 bits, signed
-    raise ValueError(f"column {field.name}: {type_} has no SQL type here")
+    text = pa.types.is_dictionary(type_) or pa.types.is_string(type_)
+    number = pa.types.is_floating(type_) or pa.types.is_timestamp(type_) or pa.types.is_integer(type_)
+    if not (text or number) or type_ == pa.uint64():
+        raise ValueError(f"column {field.name}: {type_} has no SQL type here")

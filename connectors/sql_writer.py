@@ -56,14 +56,6 @@ class Writer:
         self._observe = observe
         self._on_written = on_written
 
-    def create(self) -> None:
-        """Make the table if it is missing; waits for a server that is not there.
-
-        Raises:
-            SqlError: the database cannot be used, or did not come in time.
-        """
-        self.surely(self._database.create)
-
     def write(self, batches: Sequence[pa.RecordBatch]) -> list[Refused]:
         """Store the rows, over older ones of the same keys; returns those that the database does not take.
 

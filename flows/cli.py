@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from voltmill import __version__
-from voltmill.flows import cli_dead_letters, cli_models, cli_notify
+from voltmill.flows import cli_db, cli_dead_letters, cli_models, cli_notify
 from voltmill.flows.cli_common import ConfigFile, show_line
 from voltmill.flows.cli_compare import compare
 from voltmill.flows.cli_dataset import dataset
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 _run = typer.Typer(help="Run a flow until SIGTERM.", no_args_is_help=True)
 app.add_typer(_run, name="run")
+app.add_typer(cli_db.app, name="db")
 app.add_typer(cli_dead_letters.app, name="dead-letters")
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_notify.app, name="notify")

@@ -36,6 +36,13 @@ from voltmill.operators.model import SHIPPED, OnnxModel
 assert str(SHIPPED).startswith(sys.argv[1]), SHIPPED
 print(*(OnnxModel(file).contract.target for file in SHIPPED.glob("*.onnx")))
 """
+APPLY_SCHEMA = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from voltmill.connectors import sql_schema
+assert sql_schema.__file__.startswith(sys.argv[1]), sql_schema.__file__
+print(*(one.name for dialect in ("sqlite", "postgresql", "mssql") for one in sql_schema.migrations(dialect)))
+"""
 RUN_SCRIPT = """
 import sys
 from importlib.metadata import distribution
@@ -49,8 +56,9 @@ sys.exit(script.load()())
 
 def source_files() -> set[str]:
     """What stands in the code folders, under the names it has in the package."""
-    files = (file for layer in LAYERS for file in (ROOT / layer).rglob("*") if file.is_file())
-    return {f"voltmill/{file.relative_to(ROOT)}" for file in files if "__pycache__" not in file.parts}
+    files = (file for layer in (*LAYERS, "deploy/sql") for file in (ROOT / layer).rglob("*") if file.is_file())
+    names = {str(file.relative_to(ROOT)).removeprefix("deploy/") for file in files if "__pycache__" not in file.parts}
+    return {f"voltmill/{name}" for name in names}
 
 
 def modules() -> set[str]:
@@ -97,6 +105,11 @@ def test_every_module_of_the_wheel_imports_without_a_warning(site: Path, tmp_pat
 
 def test_the_wheel_finds_its_models(site: Path, tmp_path: Path) -> None:
     assert "soc" in run(LOAD_MODELS, site, cwd=tmp_path).split()
+
+
+def test_the_wheel_finds_the_schemas_of_its_databases(site: Path, tmp_path: Path) -> None:
+    found = run(APPLY_SCHEMA, site, cwd=tmp_path).split()
+    assert found.count("001_tables") == 3
 
 
 def test_the_command_of_the_wheel_answers(site: Path, tmp_path: Path) -> None:

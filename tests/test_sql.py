@@ -140,9 +140,17 @@ def test_any_schema_will_do(where: SqlSettings) -> None:
 
 
 def test_a_table_with_other_columns_is_named(where: SqlSettings) -> None:
-    table(where, schema=ALERT, key=["alert_id"]).prepare()
-    with pytest.raises(SqlError, match="predictions: the table has other columns"):
-        table(where).prepare()
+    """Before anything is made beside it: somebody else's table is not taken over."""
+    query(where, f"CREATE TABLE {rows_of(where)} (device_id text, event_time integer)")
+    for _ in range(2):
+        with pytest.raises(SqlError, match="predictions: the table has other columns"):
+            table(where).prepare()
+    assert query(where, "SELECT count(*) FROM voltmill_schema") == [(0,)]
+    other = table(where, table="alerts", schema=ALERT, key=["alert_id"])
+    query(where, f"DROP TABLE {rows_of(where)}")
+    other.prepare()
+    with pytest.raises(SqlError, match="alerts: the table has other columns"):
+        table(where, table="alerts", schema=PREDICTION, key=PREDICTION_KEY).prepare()
 
 
 def test_statements_of_the_schema_are_all_run_or_none(where: SqlSettings) -> None:

@@ -124,7 +124,7 @@ def test_errors_that_pass_lose_no_row_and_refuse_none(where: SqlSettings) -> Non
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        ("DROP TABLE predictions", 'relation "predictions" does not exist'),
+        ("DROP TABLE predictions CASCADE", 'relation "predictions" does not exist'),
         ("ALTER TABLE predictions DROP COLUMN unit", 'column "unit" of relation "predictions" does not exist'),
         ("ALTER TABLE predictions DROP CONSTRAINT predictions_pkey", "no unique or exclusion constraint matching"),
         ("REVOKE INSERT ON predictions FROM mill", "permission denied for table predictions"),
@@ -146,6 +146,7 @@ def as_mill(where: SqlSettings, password: str = "secret") -> SqlSettings:
         query(where, "CREATE ROLE mill LOGIN")
     query(where, f"ALTER ROLE mill PASSWORD '{password.replace(chr(39), 2 * chr(39))}'")
     query(where, "GRANT SELECT, INSERT, UPDATE ON predictions TO mill")
+    query(where, "GRANT SELECT ON voltmill_schema TO mill")
     server = where.server
     url = f"postgresql://mill:{password}@{server.host}:{server.port}/{server.database}"
     return msgspec.structs.replace(where, url=url)
@@ -339,7 +340,7 @@ def test_the_table_is_fit_for_reports_and_checked(where: SqlSettings) -> None:
     assert types["event_time"] == "timestamp with time zone" and types["value"] == "real" and types["unit"] == "text"
     query(where, "ALTER TABLE predictions ADD COLUMN note text")  # what others add is theirs
     table(where).prepare()
-    query(where, "ALTER TABLE predictions ALTER COLUMN value TYPE double precision")
+    query(where, "ALTER TABLE predictions DROP COLUMN value CASCADE, ADD COLUMN value double precision")
     with pytest.raises(SqlError, match="other columns: value is double precision, not real; rename it"):
         table(where).prepare()
 

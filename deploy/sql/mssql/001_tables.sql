@@ -17,7 +17,7 @@ CREATE TABLE dbo.predictions (
     mode nvarchar(16) COLLATE Latin1_General_100_BIN2 NOT NULL,
     quality_bits bigint NOT NULL,
     source nvarchar(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
-    source_partition nvarchar(400) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    source_partition nvarchar(1024) COLLATE Latin1_General_100_BIN2 NOT NULL,
     source_offset bigint NOT NULL,
     CONSTRAINT predictions_key PRIMARY KEY CLUSTERED (device_id, event_time, target, model_sha256)
 );

@@ -1,0 +1,60 @@
+"""The commands that look after the schema of the database."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from voltmill.flows.cli_common import ConfigFile
+from voltmill.flows.config import load
+
+if TYPE_CHECKING:
+    from voltmill.connectors.sql_schema import Schema
+
+app = typer.Typer(help="Tables, indexes and reporting views of the database.", no_args_is_help=True)
+
+#: How long a database that is away is waited for, s.
+_PATIENCE_SECONDS: Final = 30.0
+
+
+@app.command("apply")
+def apply(
+    config: ConfigFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the SQL that would be run.")] = False,
+) -> None:
+    """Make the schema of the database, or bring it up to date."""
+
+    def work(schema: "Schema") -> list[str]:
+        if not dry_run:
+            said: list[str] = []
+            schema.apply(said.append)
+            return said or [f"up to date at version {schema.status().version}"]
+        pending = schema.status().pending
+        return [f"-- {one.name}\n\n{one.text}" for one in pending] or ["-- nothing to apply"]
+
+    _on(config, work)
+
+
+@app.command("status")
+def status(config: ConfigFile = None) -> None:
+    """Which parts of the schema the database has; changes nothing."""
+
+    def work(schema: "Schema") -> list[str]:
+        found = schema.status()
+        lines = [f"{one.name}  applied {one.applied_at}" for one in found.applied]
+        lines += [f"{one.name}  not applied" for one in found.pending]
+        end = f"version {found.version}"
+        return [*lines, f"{end}: run voltmill db apply" if found.pending else f"{end}, up to date"]
+
+    _on(config, work)
+
+
+def _on(config: "ConfigFile", work: "Callable[[Schema], list[str]]") -> None:
+    """Do it on the schema of the configured database, and print the lines that it gives."""
+    from voltmill.connectors.outage import Patience
+    from voltmill.connectors.sql import SqlTable
+
+    settings = load(config).sql
+    table = SqlTable(settings, patience=Patience(f"the database {settings.place}", seconds=_PATIENCE_SECONDS))
+    for line in table.with_schema(work):
+        typer.echo(line)
