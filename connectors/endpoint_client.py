@@ -12,6 +12,7 @@ from urllib3.exceptions import HTTPError
 
 from voltmill.connectors.endpoint_errors import EndpointError, refused, unanswered
 from voltmill.connectors.endpoint_settings import EndpointSettings
+from voltmill.connectors.endpoint_token import EndpointToken
 from voltmill.connectors.http_pool import HttpPool
 
 log = logging.getLogger("voltmill.endpoint")
@@ -29,7 +30,7 @@ class EndpointClient:
         on_retry: called with the outcome of a request that is sent again.
 
     Raises:
-        EndpointError: ``ca_file`` cannot be used.
+        EndpointError: ``ca_file`` cannot be used, or azure-identity is missing.
     """
 
     def __init__(
@@ -43,10 +44,9 @@ class EndpointClient:
         self._closed = threading.Event()
         self._pool = _open(settings)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if settings.key:
-            self._headers["Authorization"] = f"Bearer {settings.key}"
-            if settings.url.startswith("http:"):
-                log.warning("the key of %s goes over the network as it is: use https", settings.place)
+        self._token = EndpointToken(settings) if settings.credential else None
+        if settings.key and settings.url.startswith("http:"):
+            log.warning("the key of %s goes over the network as it is: use https", settings.place)
         if settings.deployment:
             self._headers["azureml-model-deployment"] = settings.deployment
 
@@ -86,12 +86,14 @@ class EndpointClient:
 
     def _send(self, body: bytes, most_bytes: int, until: float) -> bytes:
         """One request."""
+        key = self._token.text() if self._token else self._settings.key
+        headers = {**self._headers, "Authorization": f"Bearer {key}"} if key else self._headers
         try:
-            answer = self._pool.request("POST", body, self._headers, most_bytes=most_bytes, until=until)
+            answer = self._pool.request("POST", body, headers, most_bytes=most_bytes, until=until)
         except (HTTPError, OSError) as error:
-            raise unanswered(self._settings, error) from error
+            raise unanswered(self._settings, error, key) from error
         if not answer.good:
-            raise refused(self._settings, answer.status, answer.headers, answer.body)
+            raise refused(self._settings, answer, key)
         if len(answer.body) > most_bytes:
             text = "the answer is longer than that of a model: check url"
             raise EndpointError(self._settings, text, outcome="answer", away=False)

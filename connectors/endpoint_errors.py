@@ -10,7 +10,7 @@ from typing import Final
 from urllib3 import exceptions as broken
 
 from voltmill.connectors.endpoint_settings import EndpointSettings
-from voltmill.connectors.http_pool import one_line, retry_after
+from voltmill.connectors.http_pool import Answer, one_line, retry_after
 
 #: As often as the settings allow.
 ANY_NUMBER: Final = 1_000
@@ -22,7 +22,7 @@ _ABOUT_THE_ROWS: Final = frozenset({400, 413, 422})
 _MEND: Final = {
     400: "it takes another input: compare its scoring script with the contract",
     401: "set key to a key or token of the endpoint",
-    403: "set key to one that may score",
+    403: "set key to one that may score, or give the identity the role AzureML Data Scientist",
     404: "check url and deployment: the path, and whether the deployment is there and takes traffic",
     408: "the model took too long: lower batch_rows, or raise request_timeout_ms of the deployment",
     413: "one row alone is too large for it",
@@ -59,9 +59,9 @@ class EndpointError(ValueError):
         self.outcome, self.sends, self.away, self.retry_after = outcome, sends, away, retry_after
 
 
-def unanswered(settings: EndpointSettings, error: Exception) -> EndpointError:
+def unanswered(settings: EndpointSettings, error: Exception, *secrets: str) -> EndpointError:
     """The error for a request without an answer, or with half of one."""
-    reason = one_line(str(error), settings.key) or type(error).__name__
+    reason = one_line(str(error), *secrets) or type(error).__name__
     if isinstance(error, broken.NewConnectionError):
         return EndpointError(settings, f"no connection: {reason}", outcome="connection", sends=ANY_NUMBER)
     if isinstance(error, broken.TimeoutError | TimeoutError):
@@ -72,12 +72,13 @@ def unanswered(settings: EndpointSettings, error: Exception) -> EndpointError:
     return EndpointError(settings, f"the connection was lost: {reason}", outcome="connection", sends=ANY_NUMBER)
 
 
-def refused(settings: EndpointSettings, status: int, headers: Mapping[str, str], body: bytes) -> EndpointError:
+def refused(settings: EndpointSettings, answer: Answer, *secrets: str) -> EndpointError:
     """The error for an answer with a status that is none of success."""
+    status, headers = answer.status, answer.headers
     cause, of_model = _cause(status, headers)
     passes = cause in _PASSING or (cause >= 500 and not of_model)
     away = passes or not (of_model or cause in _ABOUT_THE_ROWS)
-    said = one_line(body.decode("utf-8", "replace"), settings.key)
+    said = one_line(answer.body.decode("utf-8", "replace"), *secrets)
     mend = _MEND[424] if of_model else _MEND.get(cause, "")
     return EndpointError(
         settings,

@@ -1,7 +1,7 @@
 """What can be set about a model behind HTTP: the ``[model.endpoint]`` table of a ``[[model]]``."""
 
 import re
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,6 +27,9 @@ class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     key: str = ""
     """Sent as `Authorization: Bearer`: the key or a token of the endpoint. Write `"${NAME}"` to take it from the
     environment. Empty: none is sent."""
+    credential: Literal["", "default"] = ""
+    """`default`: a token of Entra ID in place of `key`, renewed before it expires, for an endpoint with
+    `auth_mode: aad_token`: the identity of the workload or the machine, or a login."""
     deployment: str = ""
     """Name of one deployment of the endpoint, which then answers whatever the traffic rules say; empty: they decide."""
     ca_file: str = ""
@@ -54,6 +57,8 @@ class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             raise ValueError("url must be http(s)://HOST[:PORT]/PATH, without user, query or fragment; a key is in key")
         if self.ca_file and not self.url.startswith("https:"):
             raise ValueError("ca_file is set, but url is not https: make it https, or leave ca_file out")
+        if self.credential and (self.key or not self.url.startswith("https:")):
+            raise ValueError('credential = "default" needs an https url, and no key beside it')
         if not self.contract:
             raise ValueError("contract is empty: name the JSON file with the contract of the model")
         for name in ("key", "deployment"):

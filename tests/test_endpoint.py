@@ -1,12 +1,14 @@
 """A model behind HTTP, against a real server on this machine that fails in every way that it can."""
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -243,7 +245,7 @@ def test_batches_are_cut_and_put_together_in_order(make, server):
 def test_requests_run_side_by_side_over_connections_that_are_kept(make, server):
     server.usual = slowly(0.05)
     rows = np.zeros((400, 2), np.float32)
-    model = make(batch_rows=10, concurrency=4)
+    model = make(batch_rows=10, concurrency=4, timeout_seconds=5.0)
     began = time.monotonic()
     model.predict(rows)
     took = time.monotonic() - began
@@ -551,6 +553,53 @@ def test_a_certificate_for_another_name_is_refused(make, tls_server, certificate
     assert tls_server.requests == []
 
 
+class Identity:
+    """In place of `DefaultAzureCredential`: gives token after token, or says that it has none."""
+
+    lasts, fails, scopes = 3600.0, False, list[str]()
+
+    def get_token(self, scope: str) -> SimpleNamespace:
+        if self.fails:
+            raise RuntimeError("DefaultAzureCredential failed\nManagedIdentityCredential: no")
+        self.scopes.append(scope)
+        return SimpleNamespace(token=f"t0k3n-{len(self.scopes)}", expires_on=time.time() + self.lasts)
+
+
+@pytest.fixture
+def entra(monkeypatch) -> type[Identity]:
+    made = type("Made", (Identity,), {"scopes": []})
+    monkeypatch.setattr("azure.identity.DefaultAzureCredential", made)
+    return made
+
+
+def test_a_token_of_entra_id_is_renewed_before_it_expires(make, tls_server, certificates, entra):
+    given = {"url": tls_server.url, "ca_file": certificates.ca_file, "key": "", "credential": "default"}
+    model = make(timeout_seconds=5.0, **given)
+    for _ in range(2):
+        model.predict(ROWS)
+    entra.lasts = 200.0  # too short to be kept
+    again = make(timeout_seconds=5.0, **given)
+    for _ in range(2):
+        again.predict(ROWS)
+    borne = [headers["Authorization"] for headers, _ in tls_server.requests]
+    assert borne == ["Bearer t0k3n-1", "Bearer t0k3n-1", "Bearer t0k3n-2", "Bearer t0k3n-3"]
+    assert set(entra.scopes) == {"https://ml.azure.com/.default"}
+    tls_server.usual = status(400, b"t0k3n-4 is no good")
+    assert "(*** is no good)" in str(failure(again))
+    entra.fails = True  # the last one still holds
+    assert "(*** is no good)" in str(failure(again))
+
+
+def test_no_token_of_entra_id_is_one_line(make, tls_server, certificates, entra, monkeypatch):
+    given = {"url": tls_server.url, "ca_file": certificates.ca_file, "key": "", "credential": "default"}
+    entra.fails = True
+    error = failure(make(attempts=2, timeout_seconds=5.0, **given))
+    assert error.outcome == "token" and "no Entra ID token: DefaultAzureCredential failed: give" in str(error)
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    with pytest.raises(EndpointError, match=r"pip install 'voltmill\[azure\]'"):
+        make(**given)
+
+
 # --- settings and identity ------------------------------------------------------------------------
 
 
@@ -558,6 +607,8 @@ def test_a_certificate_for_another_name_is_refused(make, tls_server, certificate
     ("settings", "why"),
     [
         ({"url": "soc.example/score"}, "url must be"),
+        ({"url": "http://soc.example/", "credential": "default", "key": ""}, "needs an https url"),
+        ({"url": "https://soc.example/", "credential": "default", "key": "x"}, "no key beside it"),
         ({"url": "ftp://soc.example/score"}, "url must be"),
         ({"url": f"https://me:{KEY}@soc.example/score"}, "a key is in key"),
         ({"url": f"https://soc.example/score?code={KEY}"}, "without user, query"),

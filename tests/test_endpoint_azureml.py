@@ -1,6 +1,9 @@
 """The shipped scoring script in Azure ML's own inference server, asked by `EndpointModel`."""
 
+import json
 import shutil
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -18,16 +21,20 @@ import urllib3
 import yaml
 from azureml_server import SCORE, InferenceServer
 from onnx import TensorProto, helper, numpy_helper, save_model
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from telemetry import batch, content, cut, sample
 
+from voltmill.connectors import endpoint_wire as wire
 from voltmill.connectors.endpoint import EndpointError, EndpointModel, EndpointSettings
 from voltmill.flows.broker import free_port
 from voltmill.flows.choice import Models
 from voltmill.flows.config import parse
 from voltmill.kernels.fleet import Fleet, FleetEntry
+from voltmill.operators.contract import Contract
 from voltmill.operators.estimate import EstimateState
 from voltmill.operators.features import offline
-from voltmill.operators.model import METADATA_KEY, SHIPPED, Chosen, OnnxModel, load
+from voltmill.operators.model import METADATA_KEY, SHIPPED, Chosen, ModelError, OnnxModel, load
 
 MODEL = load("lg_hg2_soc")
 assert isinstance(MODEL, OnnxModel)
@@ -79,9 +86,9 @@ def ask(server: InferenceServer, model: OnnxModel = MODEL, **settings) -> Endpoi
     return EndpointModel(EndpointSettings(**given), model.contract, msgspec.json.encode(model.contract))
 
 
-def inside(rows: int, seed: int = 0) -> np.ndarray:
+def inside(rows: int, seed: int = 0, contract: Contract = MODEL.contract) -> np.ndarray:
     """Random features within the valid ranges."""
-    low, high = (np.array([getattr(f, end) for f in MODEL.contract.features], np.float32) for end in ("low", "high"))
+    low, high = (np.array([getattr(f, end) for f in contract.features], np.float32) for end in ("low", "high"))
     return np.random.default_rng(seed).uniform(low, high, (rows, len(low))).astype(np.float32)
 
 
@@ -303,3 +310,79 @@ def test_the_deployment_names_what_is_there():
     assert f"voltmill=={version('voltmill')}" in environment["dependencies"][-1]["pip"]
     let_in = 2 * deployment["request_settings"]["max_concurrent_requests_per_instance"] * deployment["instance_count"]
     assert EndpointSettings(url="https://x.example/", contract="x").concurrency <= let_in
+
+
+#: file, what stands in it, what is planted there, and a word of what azure-ai-ml says to it.
+PLANTED = [
+    ("endpoint.yml", "auth_mode: key", "auth_mode: password", "auth_mode"),
+    ("endpoint.yml", "name: voltmill-soc", "nam: voltmill-soc", "Missing data for required field"),
+    ("endpoint.yml", "name: voltmill-soc", "name: Voltmill_SOC", "expected pattern"),
+    ("deployment.yml", "endpoint_name:", "endpoint_nam:", "Missing data for required field"),
+    ("deployment.yml", "instance_type:", "instance_typ:", "instance_type"),
+    ("deployment.yml", "instance_count: 1", "instance_count: one", "Not a valid integer"),
+    ("deployment.yml", "request_timeout_ms:", "request_timeout:", "Unknown field"),
+    ("deployment.yml", "scoring_script:", "script:", "Unknown field"),
+    ("deployment.yml", "lg_hg2_soc.onnx", "nothing.onnx", "model"),
+    ("deployment.yml", "conda_file: conda.yml", "conda_file: conda.yaml", "environment"),
+    ("deployment.yml", "app_insights_enabled: false", "app_insights_enabled: perhaps", "Not a valid boolean"),
+]
+
+
+def test_azure_ml_reads_the_yaml_files_and_finds_planted_faults(tmp_path):
+    folders = []
+    for k, (file, there, planted, _) in enumerate([("endpoint.yml", "", "", ""), *PLANTED]):
+        folder = tmp_path / str(k) / "deploy/azureml"
+        shutil.copytree(SCORE.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / str(k) / "operators/models").mkdir(parents=True)
+        shutil.copy(SHIPPED / "lg_hg2_soc.onnx", tmp_path / str(k) / "operators/models")
+        text = (folder / file).read_text()
+        assert there in text
+        (folder / file).write_text(text.replace(there, planted, 1))
+        folders.append(str(folder))
+    script = Path(__file__).with_name("azureml_yaml.py")
+    ran = subprocess.run([sys.executable, script, *folders], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    good, *bad = json.loads(ran.stdout.splitlines()[-1])
+    assert good == ""
+    for said, (_, _, planted, word) in zip(bad, PLANTED, strict=True):
+        assert word in said, (planted, said)
+
+
+def test_the_environment_of_the_deployment_is_what_is_tested_here():
+    """Python and the packages that conda.yml names, against pyproject.toml and the lock file."""
+    root = SCORE.parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    packages = tomllib.loads((root / "uv.lock").read_text())["package"]
+    locked = {package["name"]: package["version"] for package in packages}
+    python, pip, rest = yaml.safe_load((SCORE.parent / "conda.yml").read_text())["dependencies"]
+    assert pip == "pip" and python.removeprefix("python=") in SpecifierSet(project["project"]["requires-python"])
+    wanted = {requirement.name: requirement for requirement in map(Requirement, rest["pip"])}
+    assert wanted.keys() == {"azureml-inference-server-http", "voltmill"}
+    for name, requirement in wanted.items():
+        assert locked[name] in requirement.specifier, name
+    (tested,) = (
+        each for each in map(Requirement, project["dependency-groups"]["dev"]) if each.name.startswith("azureml-")
+    )
+    assert tested.specifier == wanted["azureml-inference-server-http"].specifier
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.onnx")), ids=lambda file: file.stem)
+def test_the_script_serves_every_shipped_model_to_the_bit(file, monkeypatch):
+    """Of all three tables of rows: features, sessions and health; a model that remembers rows is refused."""
+    monkeypatch.delenv("AZUREML_MODEL_DIR", raising=False)
+    monkeypatch.setenv("VOLTMILL_MODEL", file.stem)
+    script, model = load_script(), OnnxModel(file)
+    if model.contract.kind == "step":
+        with pytest.raises(ModelError, match="kind step: a server keeps no state"):
+            script.init()
+        return
+    script.init()
+    rows = inside(200, contract=model.contract)
+    rows[::9, 0] = np.nan
+    answer = script.run(wire.request(model.contract.feature_names, rows).decode())
+    assert answer.status_code == 200
+    found, wanted = wire.read_answer(answer.get_data(), len(rows), len(model.contract.outputs)), model.predict(rows)
+    sound = np.isfinite(wanted)
+    assert (
+        sound.any() and np.array_equal(np.isfinite(found), sound) and found[sound].tobytes() == wanted[sound].tobytes()
+    )
