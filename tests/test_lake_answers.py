@@ -128,6 +128,9 @@ def test_the_probe_changes_nothing_and_ends_in_time(settings: LakeSettings, azur
     assert probe(settings).works and settings.open().find("") == []
     away = LakeSettings(url="abfs://not-there/x", storage_options=settings.storage_options)
     assert "there is no container not-there; az storage container create" in str(probe(away))
+    for look in (Store.names, Store.find):
+        with pytest.raises(LakeAwayError, match="cannot list telemetry: FileNotFoundError: .*'not-there"):
+            look(away.open(Patience("the lake", seconds=0.01)), "telemetry")
     azurite.pause()
     try:
         began = time.monotonic()
