@@ -134,9 +134,8 @@ class Sender:
         except NotifyError as error:
             failure = error
         except Exception as error:  # none of ours: it must neither end the thread nor be tried for ever
-            text = f"{type(error).__name__} (unforeseen)"
-            failure = NotifyError(text, outcome="error", counts=True)
-            log.debug("notify %s", self._settings.place, exc_info=error)
+            # Its text is not shown: a library may name what it could not send.
+            failure = NotifyError(f"{type(error).__name__} (unforeseen)", outcome="error", counts=True)
         self._on_attempt(failure.outcome if failure else "ok", time.monotonic() - began)
         self._gate.settle(failure)
         if failure is None:

@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,22 @@ def parse(data: dict[str, Any], name: str, environ: Mapping[str, str]) -> Config
     try:
         config = msgspec.convert(filled.value(data, ""), Config)
         build_mapper(config.decode, config.mapping)  # what stands in a mapping is checked as it is compiled
+        _check_places(config.notify)
     except msgspec.ValidationError as e:
         line = filled.hidden(_explain(str(e), data)).replace("\n", "\\n")  # a quoted key may hold anything
         raise ConfigError(f"{name}: {line}") from None
     except ValueError as e:
         raise ConfigError(f"{name}: {filled.hidden(str(e))}".replace("\n", "\\n")) from None
     return config
+
+
+def _check_places(places: Sequence[NotifySettings]) -> None:
+    """Two of one name would share their metrics, and their place in the recovery store."""
+    seen: set[str] = set()
+    for place in places:
+        if place.name in seen:
+            raise ValueError(f'[notify] two tables bear the name "{place.name}": give each its own')
+        seen.add(place.name)
 
 
 class _Filled:

@@ -5,6 +5,7 @@ voltmill.flows.live -r STATE -s 2 -b 0``; with the latter, Bytewax's own options
 SIGTERM drains just the same.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,8 @@ from voltmill.flows.steps import check_steps
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
 from voltmill.operators.sessions import schema as session_schema
 from voltmill.operators.shard import shard_names
+
+log = logging.getLogger("voltmill.notify")
 
 
 def lake_sinks(
@@ -121,6 +124,8 @@ def build(
     Raises:
         ConfigError: The configuration cannot be used, or not with the recovery store that is there.
     """
+    if config.notify:
+        log.warning("[[notify]] is set, but this version raises no alerts: only `voltmill notify test` sends there")
     messages = source(config, drain, metrics)
     patience = Patience("the lake", seconds=config.lake.outage_seconds, drain=drain, on_waiting=metrics.waiting("lake"))
     if not has_store(config.run):

@@ -116,6 +116,18 @@ def test_every_table_arrives(tmp_path: Path) -> None:
         ("[sql]\ndrivr = 1", '[sql] unknown key "drivr" (did you mean "driver"?)'),
         ("[simulate]\nsped = 1", '[simulate] unknown key "sped" (did you mean "speed"?)'),
         ("[simulate.faults]\ndrop = 1", '[simulate.faults] unknown key "drop" (did you mean "drop_rate"?)'),
+        (
+            "[[notify]]\nname = 'a'\nmqtt = {}\n[[notify]]\nname = 'a'\nmqtt = {}",
+            '[notify] two tables bear the name "a": give each its own',
+        ),
+        (
+            "[[notify]]\nname = 'a'",
+            "[notify[0]] needs exactly one of the tables [notify.webhook], [notify.notification_hubs] and [notify.mqtt]",
+        ),
+        (
+            "[[notify]]\nname = 'a'\n[notify.webhook]\nur = 'x'",
+            '[notify[0].webhook] unknown key "ur" (did you mean "url"?)',
+        ),
         ("[[model]]\nname = 'x'\nmod = 'shadow'", '[model[0]] unknown key "mod" (did you mean "mode"?)'),
         (
             "[[fleet]]\nmatch = '*'\n[[fleet]]\nmatch = '*'\ncelltype = 'x'",

@@ -119,6 +119,10 @@ def test_the_examples_load():
     live = load(ROOT / "docs/examples/live.toml", {"MQTT_PASSWORD": "x"})
     assert live.mqtt.password == "x" and live.mqtt.tls is not None and live.mapping.keys() == {"rack"}
     assert live.devices.facts("site-a/gw/m-1").parallel == 2
+    hub = "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKeyName=x;SharedAccessKey=x"
+    secrets = {"WEBHOOK_TOKEN": "x", "WEBHOOK_SECRET": f"whsec_{'A' * 32}", "HUB_CONNECTION_STRING": hub}
+    alerts = load(ROOT / "docs/examples/alerts.toml", secrets)
+    assert [place.name for place in alerts.notify] == ["duty", "phones", "plant"]
     assert load(ROOT / "docs/examples/vehicle.toml").mapping.keys() == {"ev_car1", "ev_car2"}
 
 

@@ -118,6 +118,21 @@ def test_a_flow_tells_in_order_and_each_once(run_flow, receiver):
     assert value("voltmill_notifications_waiting") == 0
 
 
+def test_two_workers_keep_each_device_in_order(run_flow, receiver):
+    place = Place(settings(receiver.url), MqttSettings())
+    rows = [make(f"{k:02d}", f"m-{k % 4}") for k in range(24) for make in (opened, closed)]
+    made = Dataflow("alerts")
+    stream = op.input("alerts", made, TestingSource([alerts([row]) for row in rows]))
+    keyed = op.key_on("shard", stream, lambda batch: batch.column("device_id")[0].as_py())
+    op.output("out", notify("duty", keyed, place=place), TestingSink([]))
+    run_flow(made, workers=2)
+    wanted = [f"{k:02d}-{what}" for k in range(24) for what in ("opened-alarm", "closed")]
+    told = receiver.ids()
+    assert sorted(told) == sorted(wanted)
+    for device in range(4):
+        assert [x for x in told if int(x[:2]) % 4 == device] == [x for x in wanted if int(x[:2]) % 4 == device]
+
+
 def test_a_receiver_that_hangs_holds_up_nothing(run_flow, receiver):
     receiver.usual = hang
     place = Place(settings(receiver.url, timeout_seconds=60.0), MqttSettings())
