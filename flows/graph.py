@@ -37,6 +37,7 @@ from voltmill.operators.quality import quality
 from voltmill.operators.sample import Mapper
 from voltmill.operators.sessions import sessions
 from voltmill.operators.shard import shard, shard_names
+from voltmill.operators.thin import thin
 
 Keyed = KeyedStream[pa.RecordBatch]
 
@@ -146,7 +147,10 @@ def build(
     ask("health", health(f"health-{tag}", valued, settings=config.health, fleet=fleet))
     predictions = _tap("estimated", predictions, metrics.on_predictions)
     for k, database in enumerate(sinks.databases if predictions else ()):
-        refused = database.upsert(f"sql-{k}", op.merge(f"sql-{k}-all", *predictions))
+        rows = op.merge(f"sql-{k}-all", *predictions)
+        if every := config.sql.emit_every_seconds:
+            rows = thin(f"thin-{k}-{tag}", rows, every_seconds=every, observe=metrics.observe("thin"))
+        refused = database.upsert(f"sql-{k}", rows)
         letters.append(_keyed_letters(f"dead-sql-{k}", refused, config.run.shards))
     _end("telemetry", archived["telemetry"], sinks.telemetry)
     _end("sessions", archived["sessions"], sinks.sessions)

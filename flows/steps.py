@@ -20,6 +20,9 @@ _STATEFUL: Final = ("input", "output", "stateful_batch")
 #: Steps of models: one for each table of rows. Those of 0.1 bore a model's name and digest, and begin anew.
 _MODELS: Final = "voltmill.estimate-"
 
+#: Steps that a setting adds and takes away, and whose state holds no rows: what was last thinned out.
+_OPTIONAL: Final = ("voltmill.thin-",)
+
 #: Steps of former versions, whose state held nothing: the SQL sink of 0.1.
 _RETIRED: Final = ("voltmill.predictions-1",)
 
@@ -52,7 +55,7 @@ def check_steps(settings: RunSettings, flow: Dataflow) -> None:
     if not had:
         return
     gone = sorted(had - has)
-    if lost := [step for step in gone if not step.startswith(_MODELS) and step not in _RETIRED]:
+    if lost := [step for step in gone if not step.startswith((_MODELS, *_OPTIONAL)) and step not in _RETIRED]:
         info = read(folder)
         raise ConfigError(
             f"{folder}: holds state of {', '.join(lost)}, which this flow of voltmill {__version__} does not have: "

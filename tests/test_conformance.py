@@ -164,6 +164,7 @@ ARGUMENTS: dict[str, Any] = {
     "fleet": KNOWN,
     "models": lambda: [Chosen(FOUND.models["lg_hg2_soc"], "live")],
     "shards": 3,
+    "every_seconds": {"soc": 60.0, "rul": 0.001},
 }
 FLOAT32 = np.finfo(np.float32)
 
@@ -251,13 +252,32 @@ def soh_rows() -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(carried | columns | {"lo90": value, "hi90": value})
 
 
+def prediction_rows() -> pa.RecordBatch:
+    """Of three targets and two models, with values and without, in any order of time."""
+    telemetry = batch(hostile())
+    rng, n = np.random.default_rng(6), len(telemetry)
+    words = {"target": ["soc", "soh", "rul", "soc"], "model_sha256": ["ab" * 32, "cd" * 32], "mode": ["live", "shadow"]}
+    made = {
+        name: pa.DictionaryArray.from_arrays(pa.array(rng.integers(0, len(of), n).astype(np.int32)), pa.array(of))
+        for name, of in words.items()
+    }
+    value = rng.choice(np.array([50.0, 0.0, np.inf, FLOAT32.max], np.float32), n)
+    made |= {"value": pc.if_else(pa.array(rng.random(n) < 0.3), None, pa.array(value))}
+    made |= {name: pa.nulls(n, pa.float32()) for name in ("lo90", "hi90")}
+    made |= {name: pa.array(["x"] * n).dictionary_encode() for name in ("unit", "model_name", "model_version")}
+    columns = [made.get(name) or telemetry.column(name) for name in PREDICTION.names]
+    return pa.RecordBatch.from_arrays(
+        [c.cast(f.type) for c, f in zip(columns, PREDICTION, strict=True)], schema=PREDICTION
+    )
+
+
 #: What comes in, by the word for it in the operator's documentation of ``up``.
 INPUTS: dict[str, Callable[[], pa.RecordBatch]] = {
     "RAW": raw_rows,
     "TELEMETRY": lambda: batch(hostile()),
     "features": lambda: offline(batch(hostile()), KNOWN),
     "SOH": soh_rows,
-    "PREDICTION": lambda: pa.RecordBatch.from_pylist([], schema=PREDICTION),
+    "PREDICTION": prediction_rows,
 }
 
 
