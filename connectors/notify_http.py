@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from urllib3.exceptions import HTTPError
@@ -18,6 +19,10 @@ from voltmill.connectors.notify_places import HubSettings, WebhookSettings
 #: Of the body of an answer, which says nothing that is needed.
 _MOST_BYTES: Final = 65_536
 _TOKEN_SECONDS: Final = 3600.0
+#: A connection that was not used for so long is made anew, s. Alerts are rare, and what lies between forgets an idle
+#: one without a word (Azure's load balancer after four minutes): the next would go nowhere until its time is over.
+IDLE_SECONDS: Final = 30.0
+_REDIRECTS: Final = dict.fromkeys((301, 302, 303, 307, 308), "it redirects: name the final address")
 
 
 class Webhook:
@@ -33,6 +38,7 @@ class Webhook:
     """
 
     MENDS: Final[dict[int, str]] = {
+        **_REDIRECTS,
         401: "set headers to what the receiver asks for",
         403: "set headers to what the receiver asks for",
         404: "check url",
@@ -91,6 +97,7 @@ class Hub:
     """
 
     MENDS: Final[dict[int, str]] = {
+        **_REDIRECTS,
         400: "check tags and api_version",
         401: "take the connection string of an access policy of this very hub, whole",
         403: "the access policy must have the right to Send",
@@ -153,14 +160,20 @@ class _Http:
 
     def __init__(self, url: str, ca_file: str, timeout: float, secrets: tuple[str, ...], mends: dict[int, str]) -> None:
         self.secrets, self._timeout, self._mends = secrets, timeout, mends
+        self._open = partial(HttpPool, url, ca_file=ca_file)
+        self._used = time.monotonic()
         try:
-            self._pool = HttpPool(url, ca_file=ca_file)
+            self._pool = self._open()
         except OSError as error:
             raise ValueError(f"ca_file {ca_file!r} cannot be used: {error}: name a PEM file") from error
 
     def ask(self, method: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         until = time.monotonic() + self._timeout
         try:
+            if time.monotonic() - self._used >= IDLE_SECONDS:
+                self._pool.close()
+                self._pool = self._open()
+            self._used = time.monotonic()
             return self._pool.request(method, body, headers, most_bytes=_MOST_BYTES, until=until)
         except (HTTPError, OSError) as error:
             raise unanswered(error, self._timeout, *self.secrets) from error

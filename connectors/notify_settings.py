@@ -55,8 +55,7 @@ class NotifySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,50}", self.name):
             raise ValueError("name is 1 to 50 letters, digits, '_' or '-'")
         if sum(kind is not None for kind in (self.webhook, self.notification_hubs, self.mqtt)) != 1:
-            text = "needs exactly one of the tables [notify.webhook], [notify.notification_hubs] and [notify.mqtt]"
-            raise ValueError(text)
+            raise ValueError("needs one table: [notify.webhook], [notify.notification_hubs] or [notify.mqtt]")
         if not self.on:
             raise ValueError("on is empty: name opened, closed or both")
         if not re.fullmatch(r"[^\s\x00-\x1f]{1,200}", self.source):

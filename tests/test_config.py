@@ -122,7 +122,7 @@ def test_every_table_arrives(tmp_path: Path) -> None:
         ),
         (
             "[[notify]]\nname = 'a'",
-            "[notify[0]] needs exactly one of the tables [notify.webhook], [notify.notification_hubs] and [notify.mqtt]",
+            "[notify[0]] needs one table: [notify.webhook], [notify.notification_hubs] or [notify.mqtt]",
         ),
         (
             "[[notify]]\nname = 'a'\n[notify.webhook]\nur = 'x'",

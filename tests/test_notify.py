@@ -21,6 +21,7 @@ from alert_rows import alerts, closed, noticed, opened
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource
 
+from voltmill.connectors import notify_http
 from voltmill.connectors.mqtt_settings import MqttSettings
 from voltmill.connectors.notify import Place, notify
 from voltmill.connectors.notify_http import signature
@@ -269,6 +270,18 @@ def test_a_place_that_is_down_is_asked_less_and_less(told):
     assert 2 <= place.attempts["connection"] <= 5 and place.waiting == 20 and place.open == [True]
 
 
+def test_a_connection_that_idled_is_not_trusted(told, receiver, monkeypatch):
+    """What lies between may have forgotten it: the next alert would go nowhere until its time is over."""
+    ports = set()
+    receiver.usual = lambda handler: (ports.add(handler.client_address), handler.send(204))
+    place = told(settings(receiver.url))
+    for idle in (30.0, 30.0, 0.0):
+        monkeypatch.setattr(notify_http, "IDLE_SECONDS", idle)
+        place.tell(opened(str(place.attempts.total())))
+        place.done()
+        assert len(ports) == (1 if idle else 2)
+
+
 def test_tls_with_an_authority_of_our_own(told, certificates):
     receiver = Receiver(certificates)
     try:
@@ -457,7 +470,7 @@ def test_secrets_are_nowhere_to_be_seen(told, receiver, caplog):
     ("given", "why"),
     [
         ({"name": "a b"}, "name is"),
-        ({"webhook": None}, "exactly one"),
+        ({"webhook": None}, "needs one table"),
         ({"on": ()}, "on is empty"),
         ({"source": "a b"}, "source"),
         ({"timeout_seconds": 0}, "timeout_seconds"),

@@ -274,3 +274,12 @@ def test_a_test_alert_by_hand(run, hook):
     assert run(both, "duty")[0] == 0 and run(both)[0] == 1
     assert "no [[notify]] table named 'x'" in run(both, "x")[2] and "no [[notify]] table" in run("")[2]
     assert run(both, "x")[0] == 2
+
+
+def test_a_test_alert_to_a_topic(run, mosquitto):
+    broker = mosquitto()
+    listener = Listener(broker.port)
+    code, out, _ = run(f'[mqtt]\nport = {broker.port}\n[[notify]]\nname = "plant"\n[notify.mqtt]\n')
+    ((where, payload),) = listener.wait(1)
+    listener.stop()
+    assert code == 0 and where == "voltmill/alerts/voltmill/test" and json.loads(payload)["id"] in out
