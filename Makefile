@@ -10,7 +10,7 @@ ARGS ?=
 SEED ?=
 KILLS ?= 100
 
-.PHONY: help demo test chaos check fmt bench train clean run-env dev-env train-env
+.PHONY: help demo test chaos azure check fmt bench train clean run-env dev-env train-env
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -26,6 +26,10 @@ chaos: dev-env ## kill -9, outages and restarts for an hour; prints the losses (
 	@deploy/dev/servers.sh
 	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" PYTHONPATH=tests \
 		$(BIN)/python -m chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+azure: dev-env ## the shape it has on Azure, whole, on this machine, with kill -9 in the middle; ends with a table
+	@deploy/dev/servers.sh
+	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" PYTHONPATH=tests $(BIN)/python -m azure_shape $(ARGS)
 
 check: dev-env ## style, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -105,6 +105,14 @@ class HubServer:
         with self.hub.lock:
             self.hub.partitions[partition].expire(before)
 
+    def seek(self, partition: int, sequence: int) -> None:
+        """Send the readers of a partition what comes from a sequence number on, whatever they have had."""
+        self._call(self._seek(partition, sequence))
+
+    def allow(self, key: str) -> None:
+        """Take another SAS key, and the former no more."""
+        self._readers.access.keys = {POLICY: key}
+
     def stats(self) -> dict[str, Any]:
         with self.hub.lock:
             ends = [[held.first, held.end] for held in self.hub.partitions]
@@ -160,6 +168,12 @@ class HubServer:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    async def _seek(self, partition: int, sequence: int) -> None:
+        for link in self._readers.links:
+            if link.partition == partition:
+                link.position = sequence
+        self._readers.pump()
+
     async def _leave(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -167,9 +181,11 @@ class HubServer:
 
 
 class HubProcess:
-    """The stand-in in a process of its own, used as ``HubServer`` is."""
+    """The stand-in in a process of its own, used as ``HubServer`` is; ``ca_file`` is what signed ``certificate``."""
 
-    def __init__(self, partitions: int = 4, *, certificate: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, partitions: int = 4, *, certificate: tuple[str, str] | None = None, ca_file: str | None = None
+    ) -> None:
         command = [sys.executable, str(Path(__file__)), "--partitions", str(partitions)]
         command += ["--certificate", *certificate] if certificate else []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -177,10 +193,9 @@ class HubProcess:
         ports = json.loads(self.process.stdout.readline())
         self.port, self.http_port = int(ports["amqp"]), int(ports["http"])
         self.url = f"{'https' if certificate else 'http'}://localhost:{self.http_port}"
-        # It is the process that was just started, on the loopback: nothing is to be proved about it.
         self._http = urllib3.HTTPConnectionPool("127.0.0.1", self.http_port)
         if certificate:
-            self._http = urllib3.HTTPSConnectionPool("127.0.0.1", self.http_port, ca_certs=None, cert_reqs="CERT_NONE")
+            self._http = urllib3.HTTPSConnectionPool("localhost", self.http_port, ca_certs=ca_file)
 
     @property
     def connection_string(self) -> str:
