@@ -51,8 +51,7 @@ class Webhook:
     def __init__(self, settings: WebhookSettings, source: str, timeout: float) -> None:
         self._settings, self._source = settings, source
         self._key = settings.signing_key() if settings.signing_secret else b""
-        secrets = (*settings.headers.values(), settings.signing_secret, settings.url)
-        self._http = _Http(settings.url, settings.ca_file, timeout, secrets, self.MENDS)
+        self._http = _Http(settings.url, settings.ca_file, timeout, settings.secrets, self.MENDS)
 
     def send(self, notice: Notice) -> None:
         """Send it; NotifyError if it was not taken."""

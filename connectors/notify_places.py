@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -14,6 +14,8 @@ from voltmill.connectors.mqtt_settings import MqttSettings
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 _OWN: Final = {"content-type", "content-length", "host", "webhook-id", "webhook-timestamp", "webhook-signature"}
+#: Characters that a part of a URL or a header has at least to be struck out of messages.
+_LEAST_SECRET: Final = 6
 _URL: Final = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
 
 
@@ -61,6 +63,16 @@ class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     def place(self) -> str:
         """The receiver as messages name it: no secret in it."""
         return urlsplit(self.url).netloc
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must be in no message, the longest first: a receiver may send back what it was sent, or a part of it."""
+        at = urlsplit(self.url)
+        said = [*self.headers.values(), *(word for value in self.headers.values() for word in value.split())]
+        said += [self.url, f"{at.path}?{at.query}", at.query, *(value for _, value in parse_qsl(at.query))]
+        said += [at.path, *(part for part in at.path.split("/") if len(part) >= _LEAST_SECRET), self.signing_secret]
+        found = {form for word in said for form in (word, unquote(word))}
+        return tuple(sorted((word for word in found if len(word) >= _LEAST_SECRET), key=len, reverse=True))
 
     def signing_key(self) -> bytes:
         """The key of the signatures.
