@@ -106,7 +106,7 @@ def trouble(error: BaseException, settings: IotHubSettings) -> Trouble:
         ConnectionRefusedError: connection refused
     """
     text = _line(error, settings)
-    condition = str(getattr(error, "error", None) or "")
+    condition = _condition(error)
     if "link:stolen" in condition or "higher epoch" in text:
         what = f"another process reads consumer group {settings.consumer_group}, and was started after this one"
         return Trouble("stolen", what, "run one flow on it, or give each its own consumer_group")
@@ -114,10 +114,17 @@ def trouble(error: BaseException, settings: IotHubSettings) -> Trouble:
         return Trouble("not found", *_not_found(text, settings))
     if "Listen" in text:
         return Trouble("unauthorized", *_no_right(settings))
-    kind = type(error).__name__
-    if kind == "AuthenticationError" or "unauthorized-access" in condition or "Credential" in text:
+    login = ("AuthenticationError", "AuthenticationException", "TokenAuthFailure")
+    if type(error).__name__ in login or "unauthorized-access" in condition or "Credential" in text:
         return Trouble("unauthorized", *_no_login(text, settings))
     return Trouble("away", text)
+
+
+def _condition(error: BaseException) -> str:
+    """What AMQP calls the error; the client has three ways to say it."""
+    found = getattr(error, "error", None) or getattr(error, "condition", None) or ""
+    found = getattr(found, "value", found)
+    return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
 
 def _not_found(text: str, settings: IotHubSettings) -> tuple[str, str]:

@@ -8,7 +8,7 @@ It drives the consumer of azure-eventhub itself, instead of ``receive_batch``, f
   comes after a higher sequence number would be taken for a redelivery, and be lost. Here there is no such thread.
 - It begins where it was told to when it was made, whatever has come since.
 
-``_create_consumer``, ``_keep_alive`` and ``_message_received`` are not part of its public interface;
+``_create_consumer``, ``_keep_alive``, ``_open`` and ``_message_received`` are not part of its public interface;
 ``tests/test_iothub.py`` fails if a release does without them.
 """
 
@@ -89,11 +89,10 @@ class Reader(threading.Thread):
             try:
                 self._read()
             except Exception as error:
+                if self.connected:
+                    self.connected, pause = False, self._settings.reconnect_min_seconds
                 if self._ending.is_set() or not self._passes(error):
                     return
-                if self.connected:
-                    pause = self._settings.reconnect_min_seconds
-                self.connected = False
                 self._ending.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, self._settings.reconnect_max_seconds)
 
@@ -116,7 +115,7 @@ class Reader(threading.Thread):
     def _read(self) -> None:
         """One connection, until it is lost, is to be renewed, or reading ends."""
         with connect(self._settings) as client:
-            start = self._start(partition_state(client, self._settings, self._partition))
+            start = self._start(client)
             self._begin()
             self.level = next_level(self.level)
             consumer = self._consumer(client, start)
@@ -143,7 +142,7 @@ class Reader(threading.Thread):
             prefetch=self._settings.prefetch,
             track_last_enqueued_event_properties=True,
         )
-        if not hasattr(consumer, "_keep_alive") or not hasattr(consumer, "_message_received"):
+        if not all(hasattr(consumer, name) for name in ("_keep_alive", "_message_received", "_open")):
             raise HubError("this azure-eventhub is not one that voltmill knows: pip install 'azure-eventhub==5.15.*'")
         consumer._keep_alive = None
         consumer._message_received = self._arrived
@@ -153,24 +152,28 @@ class Reader(threading.Thread):
         seconds = self._settings.timeout_seconds
         until = time.monotonic() + seconds
         with TimeLimit(port(self._settings)).opening(seconds):
-            while not consumer.handler_ready and not self._ending.is_set():
+            while not consumer._open() and not self._ending.is_set():
                 if time.monotonic() > until:
                     raise TimeoutError(f"the hub did not let us in within {seconds:g} s")
-                consumer.receive(batch=True)
 
-    def _start(self, state: PartitionState) -> int | str | datetime:
+    def _start(self, client: Any) -> int | str | datetime:
         """Where to read on."""
-        if self._last is None and self._settings.start == "latest" and not self._anew:
-            self._last = self.baseline = (
-                state.last
-            )  # from now on: what comes while no connection stands is read as well
-        if self._last is not None and state.last < self._last:
-            facts = self._facts() | {"after": self._last, "newest": state.last}
-            log.warning("iothub the hub counts anew: reading from the earliest", extra=facts)
-            self._last, self._anew = None, True
+        from_now = self._last is None and self._settings.start == "latest" and not self._anew
+        # The client takes half a second for the question; a connection that brought something has answered it.
+        if from_now or (self._last is not None and self._received == 0):
+            self._compare(partition_state(client, self._settings, self._partition), from_now)
         if self._last is None:
             return "-1" if self._anew else self._settings.start_position()
         return self._last if self._last >= 0 else "-1"
+
+    def _compare(self, state: PartitionState, from_now: bool) -> None:
+        """What the hub holds against where we are."""
+        if from_now:  # what comes while no connection stands is read as well
+            self._last = self.baseline = state.last
+        elif self._last is not None and state.last < self._last:
+            facts = self._facts() | {"after": self._last, "newest": state.last}
+            log.warning("iothub the hub counts anew: reading from the earliest", extra=facts)
+            self._last, self._anew = None, True
 
     def _begin(self) -> None:
         """A connection has brought nothing yet."""
