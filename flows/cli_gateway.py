@@ -13,12 +13,13 @@ def gateway(config: ConfigFile = None) -> None:
     from voltmill.flows import gateway as flow
     from voltmill.flows import running
     from voltmill.flows.gateway_metrics import GatewayMetrics
+    from voltmill.flows.warm_up import receive_one
 
     settings = load(config)
     running.log_to_stderr(settings.run.log_level)
     drain, metrics = Drain(), GatewayMetrics()
     running.drain_on_signals(drain)
-    running.prepare()
+    receive_one()  # the kernels of the source: a gateway, which may be a small machine, needs no others
     if settings.run.metrics_port:
         metrics.serve(settings.run.metrics_host, settings.run.metrics_port)
     ended = flow.run(settings, drain, metrics)

@@ -66,7 +66,7 @@ def load() -> None:
         EstimateState(models, fleet).apply(rows)
         SessionState(SessionSettings(), fleet).apply(judged)
     _value_one(fleet)
-    _receive_one()
+    receive_one()
 
 
 def _value_one(fleet: Fleet) -> None:
@@ -78,7 +78,7 @@ def _value_one(fleet: Fleet) -> None:
     HealthState(HealthSettings(), fleet).apply(values_batch(session, Interval(*np.full((3, 1), 90, np.float32))))
 
 
-def _receive_one() -> None:
+def receive_one() -> None:
     """Take one message as the MQTT source does: else its first batch waits seconds for the compiler."""
     inbox = Inbox(8, 4096, 0.0, 8, 4096)
     packet = np.array([0x32, 6, 0, 1, 0x61, 0, 1, 0x7B], np.uint8)  # PUBLISH, QoS 1: topic "a", packet id 1, "{"

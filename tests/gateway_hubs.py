@@ -110,7 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._react()
 
     def _react(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        size = int(self.headers.get("Content-Length", 0))
+        self.body = self.rfile.read(size)
+        if len(self.body) < size:  # a sender that was killed
+            self.close_connection = True
+            return
         with self.server.lock:
             self.server.peers.add(self.client_address)
             react = self.server.script.pop(0) if self.server.script and self.command == "POST" else self.server.usual
