@@ -41,6 +41,8 @@ def open_url(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     options = dict(options)
     if is_azure(url):
         need("adlfs", f"a lake at {shown(url)}")
+        if options.get("client_id"):
+            need("azure.identity", f"a lake at {shown(url)}")
         options = {"max_concurrency": _PARTS_AT_ONCE} | _with_credential(url, options)
     fs, root = fsspec.url_to_fs(url, **options)
     config = getattr(getattr(fs, "service_client", None), "_config", None)  # adlfs has no option that says it

@@ -44,7 +44,8 @@ class BlobProxy:
                 for name, value in headers:
                     if name.lower() not in ("content-length", "transfer-encoding", "connection", "keep-alive"):
                         self.send_header(name, value)
-                length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+                told = {name.lower(): value for name, value in headers}
+                length = told.get("content-length", "0") if self.command == "HEAD" else str(len(body))
                 self.send_header("Content-Length", length)
                 self.end_headers()
                 self.wfile.write(body)
