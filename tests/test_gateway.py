@@ -24,6 +24,7 @@ from live_flow import publish
 from servers import Certificates, Mosquitto
 
 from voltmill.connectors.drain import Drain
+from voltmill.connectors.pack import unpack
 from voltmill.flows import gateway as flow
 from voltmill.flows.broker import free_port
 from voltmill.flows.config import ConfigError, load
@@ -158,6 +159,12 @@ def test_killed_again_and_again_nothing_is_lost_and_doubles_are_whole_packs(gate
     g.drain()
     assert once(hub.messages()) == sent, "each message, first come in order"
     assert len(hub.messages()) > len(sent), "nothing was sent twice: the test did not test it"
+    stored: dict[int, tuple[str, bytes]] = {}
+    for headers, body in hub.packs:
+        _, first, last = headers["iothub-messageid"].split("-")
+        numbered = dict(zip(range(int(first), int(last) + 1), unpack(body), strict=True))
+        assert all(stored.setdefault(number, message) == message for number, message in numbered.items())
+    assert [stored[number] for number in sorted(stored)] == sent, "each was stored once, whatever came again"
 
 
 def test_a_drain_while_the_hub_hangs_takes_seconds_and_keeps_what_is_stored(gateway, https_hub):
