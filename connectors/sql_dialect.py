@@ -81,6 +81,9 @@ class Database(Protocol):
     def explain(self, error: Exception) -> str:
         """What the database said, on one line."""
 
+    def mend(self, error: Exception) -> str:
+        """What mends it, on one line; empty: that is not known, or it passes by itself."""
+
     def read(self) -> pa.Table:
         """Every row, ordered by key; closes the connection.
 

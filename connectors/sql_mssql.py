@@ -132,11 +132,13 @@ class MssqlDatabase:
         return sql_mssql_errors.classify(error, let_in=self._settings.place in _let_in)
 
     def explain(self, error: Exception) -> str:
-        """The server's message, and what mends it; the password is not in it, whoever wrote it."""
+        """The server's message; the password is not in it, whoever wrote it."""
         text, password = sql_mssql_errors.message(error), self._server.password
-        text = text.replace(password, "***") if len(password) > 3 else text  # a shorter one is a part of any text
-        mend = sql_mssql_errors.mend(error)
-        return f"{text}; {mend}" if mend else text
+        return text.replace(password, "***") if len(password) > 3 else text  # a shorter one is a part of any text
+
+    def mend(self, error: Exception) -> str:
+        """By the server's number."""
+        return sql_mssql_errors.mend(error)
 
     def close(self) -> None:
         """Close the connection."""

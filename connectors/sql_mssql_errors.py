@@ -83,6 +83,8 @@ def message(error: Exception) -> str:
 
 def mend(error: Exception) -> str:
     """What mends it, on one line; empty: that is not known, or it passes by itself."""
-    if sql_odbc.state(error).startswith("08") and _TLS.search(str(error)):
+    away = sql_odbc.state(error).startswith(("08", "HYT"))
+    if away and _TLS.search(str(error)):
         return "trust the server's certificate on this machine; TrustServerCertificate=yes only for tests"
-    return _MENDS.get(number(error), "")
+    closed = "check host and port, whether the server runs, and open the firewall for this machine"
+    return _MENDS.get(number(error), closed if away else "")

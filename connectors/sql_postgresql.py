@@ -53,6 +53,17 @@ _NOT_LET_IN: Final = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|does not exist|not permitted to log in"
     r"|permission denied for database|does not support SSL|certificate|invalid (sslmode|connection option)"
 )
+#: By what was said, for where a connection is refused there is no other state.
+_MENDS: Final = {
+    r"authentication failed|no password supplied|not permitted to log in": "mend user and password",
+    r"no pg_hba\.conf entry": "let this machine in: a line in the server's pg_hba.conf",
+    r"database .* does not exist": "mend its name, or CREATE DATABASE",
+    r"permission denied for (table|schema|sequence)": "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public",
+    r"certificate": "set sslrootcert to the authority of the server's certificate, and the host to its name",
+    r"refused|timed? ?out|translate host name|unreachable": (
+        "check host and port, whether the server runs, and open the firewall for this machine"
+    ),
+}
 
 
 class PostgresqlDatabase:
@@ -142,6 +153,10 @@ class PostgresqlDatabase:
         """The server's message; the password is not in it, whoever wrote it."""
         text, password = sql_odbc.message(error), self._server.password
         return text.replace(password, "***") if len(password) > 3 else text  # a shorter one is a part of any text
+
+    def mend(self, error: Exception) -> str:
+        """By what the server or libpq said."""
+        return next((mend for said, mend in _MENDS.items() if re.search(said, str(error))), "")
 
     def close(self) -> None:
         """Close the connection."""

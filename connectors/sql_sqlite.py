@@ -161,6 +161,10 @@ class SqliteDatabase:
         """SQLite's message."""
         return " ".join(str(error).split())
 
+    def mend(self, error: Exception) -> str:
+        """Nothing: what SQLite says is enough."""
+        return ""
+
     def close(self) -> None:
         """Close the connection; the last one to do so folds the write-ahead log into the file."""
         connection, self._open = self._open, None

@@ -111,7 +111,11 @@ class Writer:
         except SqlError:
             raise
         except Exception as error:
-            raise SqlError(f"{self._database.place}: {self._database.explain(error)}") from error
+            raise SqlError(f"{self._database.place}: {self._told(error)}") from error
+
+    def _told(self, error: Exception) -> str:
+        text, mend = self._database.explain(error), self._database.mend(error)
+        return f"{text}; {mend}" if mend else text
 
     def _attempt(self, work: Callable[[], None]) -> str | None:
         try:

@@ -21,6 +21,7 @@ from voltmill.connectors import (
     lake_probe,
     mqtt_probe,
     notify_probe,
+    sql_probe,
 )
 from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.probe import Finding
@@ -47,6 +48,8 @@ def named(file: Path, config: Config) -> dict[str, Probe]:
         probes["[gateway]"] = partial(gateway_probe.probe, config.gateway)
     if "lake" in tables:
         probes["[lake]"] = partial(lake_probe.probe, config.lake)
+    if "sql" in tables:
+        probes["[sql]"] = partial(sql_probe.probe, config.sql)
     for entry in config.model:
         if entry.endpoint is not None:
             probes[f"[[model]] {entry.name}"] = _endpoint(entry.endpoint)
