@@ -20,6 +20,7 @@ import bytewax.operators as op
 import pyarrow as pa
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from voltmill.connectors.mqtt_settings import MqttSettings
 from voltmill.connectors.notify_http import Hub, Webhook
@@ -98,7 +99,7 @@ class Place:
 
 
 @operator
-def notify(step_id: str, up: KeyedStream[pa.RecordBatch], *, place: Place) -> KeyedStream[None]:
+def notify(step_id: str, up: KeyedStream[pa.RecordBatch], *, place: Place) -> None:
     """Send alerts to a place, as the module says. Nothing that happens there holds up the stream.
 
     Args:
@@ -106,11 +107,21 @@ def notify(step_id: str, up: KeyedStream[pa.RecordBatch], *, place: Place) -> Ke
         up: ``ALERT`` batches keyed by shard: a row that opens an episode, or raises its severity, has no
             ``closed_at``; the row that closes it has.
         place: where they go.
-
-    Returns:
-        Nothing ever; a stream must end somewhere.
     """
-    return op.stateful_batch("send", up, lambda state: _Logic(place, state))
+    sent = op.stateful_batch("send", up, lambda state: _Logic(place, state))
+    op.output("end", sent, _Nowhere())
+
+
+class _Nowhere(DynamicSink[tuple[str, None]]):
+    """Where nothing ever comes. The engine waits only for steps that lead to an output: others lose their end."""
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> StatelessSinkPartition[tuple[str, None]]:
+        return _Nothing()
+
+
+class _Nothing(StatelessSinkPartition[tuple[str, None]]):
+    def write_batch(self, items: list[tuple[str, None]]) -> None:
+        pass
 
 
 class _Logic(StatefulBatchLogic[pa.RecordBatch, None, State]):
@@ -140,8 +151,8 @@ class _Logic(StatefulBatchLogic[pa.RecordBatch, None, State]):
         return [], StatefulBatchLogic.RETAIN
 
     def notify_at(self) -> datetime | None:
-        if not len(self._outbox) and not self._outbox.altered:
-            return None
+        if not len(self._outbox):
+            return None  # and the snapshot of this very epoch says so
         seconds = max(_SETTLE_SECONDS, self._place.gate.remaining)  # nothing changes while it is left alone
         return datetime.now(UTC) + timedelta(seconds=seconds)
 

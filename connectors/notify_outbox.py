@@ -64,8 +64,6 @@ class Outbox:
         self._sending = ""
         self._closed = False
         self._changed = threading.Condition()
-        self.altered = False
-        """Whether it has changed since the last snapshot."""
         if state is not None:
             if state[0] != "v1":
                 raise ValueError(f"notify {settings.name}: the recovery store holds state {state[0]!r}, not 'v1'")
@@ -89,7 +87,6 @@ class Outbox:
                     self._waiting[notice.id] = notice
                     if len(self._waiting) > self._settings.most_waiting:
                         self._cut()
-                    self.altered = True
             self._on_waiting(len(self._waiting) - before)
             self._changed.notify_all()
 
@@ -116,7 +113,6 @@ class Outbox:
             self._settled[notice.id] = self._now()
             while len(self._settled) > MOST_SETTLED:
                 del self._settled[next(iter(self._settled))]
-            self.altered = True
             self._changed.notify_all()
 
     def wait_empty(self, seconds: float) -> bool:
@@ -129,7 +125,6 @@ class Outbox:
         with self._changed:
             oldest = self._now() - SETTLED_SECONDS
             self._settled = {id_: at for id_, at in self._settled.items() if at >= oldest}
-            self.altered = False
             return ("v1", msgspec.json.encode(_Kept(tuple(self._waiting.values()), tuple(self._settled.items()))))
 
     def _wanted(self, notice: Notice) -> bool:
@@ -155,7 +150,6 @@ class Outbox:
             self._observe("expired", len(old))
             self._on_waiting(-len(old))
             log.warning("notify %s: %d notifications were too old to be sent", self._settings.place, len(old))
-            self.altered = True
             self._changed.notify_all()
 
     def _cut(self) -> None:

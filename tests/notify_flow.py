@@ -12,7 +12,7 @@ import bytewax.operators as op
 from alert_rows import alerts, closed, opened
 from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig
-from bytewax.testing import TestingSink, TestingSource, run_main
+from bytewax.testing import TestingSource, run_main
 
 from voltmill.connectors.mqtt_settings import MqttSettings
 from voltmill.connectors.notify import Place, notify
@@ -39,7 +39,7 @@ def build(url: str, seconds: float) -> Dataflow:
         return batch
 
     keyed = op.key_on("shard", op.map("slowly", stream, slowly), lambda batch: batch.column("device_id")[0].as_py())
-    op.output("out", notify("duty", keyed, place=Place(settings, MqttSettings())), TestingSink([]))
+    notify("duty", keyed, place=Place(settings, MqttSettings()))
     return flow
 
 
