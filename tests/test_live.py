@@ -31,11 +31,11 @@ def test_sigterm_drains_and_a_restart_goes_on(live: Callable[..., Live]) -> None
 
 def test_kill_9_loses_nothing_and_doubles_nothing(live: Callable[..., Live], tmp_path: Path) -> None:
     flow = live()
-    sent = fleet(40, 600.0)
+    sent = fleet(20, 600.0)
     publisher = Publisher(MqttSettings(port=flow.port), "test-publisher")
     flow.start()
     flow.subscribed(1)
-    pieces = 6
+    pieces = 4
     for k in range(pieces):
         for topic, payload in sent[k * len(sent) // pieces : (k + 1) * len(sent) // pieces]:
             publisher.publish(topic, payload)
