@@ -88,3 +88,30 @@ def test_the_log_says_what_is_waited_for_once_and_when_it_is_back(caplog: pytest
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert caplog.messages[0] == "waiting for lake a/b: ConnectionError: away, with a line break"
     assert caplog.messages[1] == "lake a/b is back"
+
+
+def test_a_system_that_asks_for_a_pause_is_left_alone_for_it_a_minute_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "_LONGEST_ASKED_SECONDS", 0.4)
+    for asked, least in ((0.2, 0.2), (3600.0, 0.4)):
+        away = Away(1)
+
+        def attempt(away: Away = away, asked: float = asked) -> str:
+            try:
+                return away()
+            except ConnectionError as error:
+                error.retry_after = asked  # type: ignore[attr-defined]
+                raise
+
+        assert Patience("it", seconds=30).call(attempt, passes) == "stored"
+        assert least <= away.tried[1] - away.tried[0] < least + 2
+
+
+def test_an_error_is_not_taken_for_the_origin_of_the_next() -> None:
+    errors = [ConnectionError("first"), ConnectionError("second"), ValueError("third")]
+
+    def attempt() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(ValueError) as last:
+        Patience("it", seconds=30).call(attempt, passes)
+    assert last.value.__context__ is None
