@@ -17,7 +17,7 @@ holds its rows; and merged files that are made at the same time lie one within t
 compaction that finds its files gone looks again. A second run does nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -89,14 +89,14 @@ def _days(store: Store, settings: CompactSettings, report: Compacted) -> Iterato
         if not several:
             continue
         finished = stream.store in settings.finished
-        settled = _ALL if finished else _settled(store, report.table, files)
+        settled = _ALL if finished else settled_below(store, report.table, files)
         # A day is over when a later one has begun for good, for the date never steps back.
         last = max((file.date for file in files if file.first < settled), default="")
         for any_ in several:
             yield Day(report.table, any_.folder, stream, settled, finished or any_.date < last)
 
 
-def _settled(store: Store, table: str, files: list[LakeFile]) -> int:
+def settled_below(store: Store, table: str, files: Sequence[LakeFile]) -> int:
     """Below which number the files of a stream are settled: the newest one knows most."""
     newest = max(files, key=lambda file: file.last)
     merged = max((file.last + 1 for file in files if file.merged), default=0)

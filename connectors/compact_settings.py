@@ -15,7 +15,7 @@ class CompactSettings(msgspec.Struct, frozen=True, kw_only=True):
     finished: frozenset[str] = frozenset()
     """Recovery stores whose flow never runs again: all of their files are settled, all of their days over."""
     compression_level: int = 1
-    """Level of zstd."""
+    """As in ``LakeSettings``."""
     dry_run: bool = False
     """Whether only to say what would be merged."""
 

@@ -38,7 +38,7 @@ def parquet_options(schema: pa.Schema, *, level: int) -> dict[str, Any]:
 
     Labels and bit sets repeat: a dictionary. Floats are noise in their low bytes: split into byte
     streams, so that zstd finds the still high bytes. Times and counters grow: differences. Text and
-    payloads: plain.
+    payloads: plain. Level 0 is for readers that know nothing newer: Snappy, and no encoding but dictionary and plain.
     """
     repeated, encodings = [], {}
     for field in schema:
@@ -51,10 +51,10 @@ def parquet_options(schema: pa.Schema, *, level: int) -> dict[str, Any]:
         elif pa.types.is_integer(item) or pa.types.is_timestamp(item):
             encodings[path] = "DELTA_BINARY_PACKED"
     return {
-        "compression": "zstd",
-        "compression_level": level,
+        "compression": "zstd" if level else "snappy",
+        "compression_level": level or None,
         "use_dictionary": repeated or False,
-        "column_encoding": encodings or None,
+        "column_encoding": encodings if level and encodings else None,
         "write_statistics": [name for name in SEARCHED if name in schema.names],
         "store_schema": True,
     }

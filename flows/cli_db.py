@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from voltmill.flows.cli_common import ConfigFile
-from voltmill.flows.config import load
+from voltmill.flows.config import ConfigError, load
 
 if TYPE_CHECKING:
     from voltmill.connectors.sql_schema import Schema
@@ -45,6 +45,40 @@ def status(config: ConfigFile = None) -> None:
         lines += [f"{one.name}  not applied" for one in found.pending]
         end = f"version {found.version}"
         return [*lines, f"{end}: run voltmill db apply" if found.pending else f"{end}, up to date"]
+
+    _on(config, work)
+
+
+@app.command("copy")
+def copy(
+    config: ConfigFile = None,
+    finished: Annotated[
+        list[str] | None,
+        typer.Option(help="A recovery store whose flow never runs again: its last files too. May be given again."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the statements for all files.")] = False,
+) -> None:
+    """Load the lake's predictions into a dedicated pool of Synapse, each file once."""
+    from voltmill.connectors import synapse
+
+    settings = load(config)
+    store = settings.lake.open()
+    try:
+        base = synapse.address(settings.lake.url, settings.lake.storage_options)
+    except ValueError as e:
+        raise ConfigError(str(e)) from None
+    gone = frozenset(finished or [])
+    if dry_run:
+        for _, text in synapse.calls(synapse.to_load(store, [], gone), base):
+            typer.echo(f"{text};")
+        return
+
+    def work(schema: "Schema") -> list[str]:
+        todo = synapse.to_load(store, schema.database.rows(synapse.LOADED), gone)
+        rows = 0
+        for _, text in synapse.calls(todo, base):
+            rows += int(schema.database.rows(text)[0][0])
+        return [f"{len(todo.files)} files with {rows} rows loaded; {todo.unsettled} files are not settled yet"]
 
     _on(config, work)
 
