@@ -44,11 +44,11 @@ class EndpointToken:
             if left < MARGIN_SECONDS:
                 try:
                     found = self._credential.get_token(SCOPE)
-                except Exception as error:  # of azure.identity, which tells each way that it tried on a line
+                except Exception as error:  # of azure.identity: a line for each way that it tried
                     if left > 0:
                         return self._token
                     lines = (str(error).strip() or type(error).__name__).splitlines()
                     text = f"no Entra ID token: {one_line(lines[0])}: give the pod a workload identity, or log in"
-                    raise EndpointError(self._settings, text, outcome="token", sends=ANY_NUMBER) from error
+                    raise EndpointError(self._settings, text, outcome="token", sends=ANY_NUMBER) from None
                 self._token, self._expires = str(found.token), float(found.expires_on)
             return self._token

@@ -30,6 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from voltmill.connectors import endpoint_probe
 from voltmill.connectors import endpoint_wire as wire
 from voltmill.connectors.breaker import Breaker
 from voltmill.connectors.endpoint import EndpointError, EndpointModel, EndpointSettings
@@ -595,6 +596,8 @@ def test_no_token_of_entra_id_is_one_line(make, tls_server, certificates, entra,
     entra.fails = True
     error = failure(make(attempts=2, timeout_seconds=5.0, **given))
     assert error.outcome == "token" and "no Entra ID token: DefaultAzureCredential failed: give" in str(error)
+    settings = EndpointSettings(**given, contract="echo.json")
+    assert "no Entra ID token: DefaultAzureCredential failed" in endpoint_probe.probe(settings, ("a",)).problem
     monkeypatch.setitem(sys.modules, "azure.identity", None)
     with pytest.raises(EndpointError, match=r"pip install 'voltmill\[azure\]'"):
         make(**given)
