@@ -85,8 +85,17 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """Compiled, once: processes that a test waits for would each do it by themselves, and take longer than it waits."""
+    from voltmill.flows.warm_up import compiled, warm_up
+
+    if not compiled():
+        warm_up()
+
+
 @pytest.fixture
-def live(tmp_path: Path, mosquitto: Callable[..., Mosquitto]) -> Iterator[Callable[..., "Live"]]:
+def live(tmp_path: Path, mosquitto: Callable[..., Mosquitto], kernels: None) -> Iterator[Callable[..., "Live"]]:
     """Makes a live flow (``live_flow.Live``) on a broker of its own; what still runs at the end is killed."""
     from live_flow import Live
 

@@ -131,7 +131,7 @@ class Live:
         return (self.folder / "log").read_text()
 
     def until(self, ready: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not ready():
             assert time.monotonic() < deadline, f"{what}: {self.log()[-3000:]}"
             time.sleep(0.05)
