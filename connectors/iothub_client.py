@@ -112,7 +112,7 @@ def trouble(error: BaseException, settings: IotHubSettings) -> Trouble:
         return Trouble("stolen", what, "run one flow on it, or give each its own consumer_group")
     if "not-found" in condition or "could not be found" in text:
         return Trouble("not found", *_not_found(text, settings))
-    if "Listen" in text:
+    if "Listen" in text or "Management authentication failed" in text:  # the login has passed by then
         return Trouble("unauthorized", *_no_right(settings))
     login = ("AuthenticationError", "AuthenticationException", "TokenAuthFailure")
     if type(error).__name__ in login or "unauthorized-access" in condition or "Credential" in text:

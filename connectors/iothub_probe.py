@@ -69,6 +69,7 @@ def _attach(client: Any, settings: IotHubSettings, partition: str) -> None:
             if time.monotonic() > until:
                 raise TimeoutError(f"no answer within {settings.timeout_seconds:g} s")
             consumer.receive(batch=True)
-        consumer.receive(batch=True)  # a refusal comes after the link stands
+        for _ in range(2):  # a refusal comes after the link stands: one call reads it, the next raises it
+            consumer.receive(batch=True)
     finally:
         consumer.close()

@@ -1,0 +1,150 @@
+"""The live flow on IoT Hub as its users run it: real processes, kill -9, a cluster, counts that agree."""
+
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import KEY, HubProcess
+from live_flow import Live, accepted, assert_complete, fleet
+
+from voltmill.connectors import pack
+from voltmill.kernels.schema import Quality
+
+CONFIG = """
+[run]
+source = "iothub"
+state = "{folder}/state"
+epoch_seconds = 0.3
+shards = 3
+recovery_partitions = {partitions}
+[iothub]
+connection_string = "${{HUB}}"
+[lake]
+url = "{folder}/lake"
+max_file_age_seconds = 1.0
+[sql]
+url = "sqlite:///{folder}/voltmill.db"
+[[fleet]]
+match = "*"
+cell_type = "lg-hg2"
+capacity_ah = 3.0
+"""
+Message = tuple[str, bytes]
+
+
+class OnHub(Live):
+    """A live flow that reads a hub in a process of its own."""
+
+    def __init__(self, folder: Path, hub: HubProcess, partitions: int) -> None:
+        self.hub = hub
+        super().__init__(folder, 0, partitions=partitions)
+
+    def configure(self, partitions: int) -> None:
+        self.config.write_text(CONFIG.format(folder=self.folder, partitions=partitions))
+
+    def start(self, command: list[str] | None = None, **environ: str) -> "subprocess.Popen[bytes]":
+        return super().start(command, HUB=self.hub.connection_string, **environ)
+
+    def reading(self, times: int) -> None:
+        self.until(lambda: self.log().count("iothub reading") >= times, "not reading")
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubProcess]:
+    with HubProcess(4) as server:
+        yield server
+
+
+def send(hub: HubProcess, sent: list[Message], choose: random.Random) -> None:
+    """In their order, some by themselves and most in packs, each gateway to a partition of its own."""
+    gateways: dict[str, list[Message]] = {}
+    for topic, payload in sent:
+        gateways.setdefault(topic.split("/")[2], []).append((topic, payload))
+    events = []
+    for number, (gateway, messages) in enumerate(sorted(gateways.items())):
+        at = 0
+        while at < len(messages):
+            size = choose.choice([1, 1, 7, 40])
+            part, at = messages[at : at + size], at + size
+            common = {"partition": number, "device_id": gateway}
+            if size == 1:
+                events.append({"body": part[0][1], **common})
+            else:
+                body = pack.pack(pack.entry(topic, payload) for topic, payload in part)
+                events.append({"body": body, "properties": {pack.PROPERTY: pack.SCHEMA}, **common})
+    hub.append_all(events)
+
+
+def test_kill_9_loses_nothing_and_rewinds_are_flagged(hub: HubProcess, tmp_path: Path) -> None:
+    flow, choose = OnHub(tmp_path, hub, 1), random.Random(5)
+    sent = fleet(20, 300.0)
+    pieces = 3
+    for k in range(pieces):
+        flow.start()
+        flow.reading(4 * (k + 1))
+        before = flow.stored()
+        send(hub, sent[k * len(sent) // pieces : (k + 1) * len(sent) // pieces], choose)
+        flow.until(lambda before=before: flow.stored() > before, "nothing stored")  # type: ignore[misc]
+        if k < pieces - 1:
+            flow.kill()
+            hub.drop()
+    flow.complete(sent)
+    times = {row["device_id"]: row["event_time"] for row in flow.archived()}
+    module = max(times, key=lambda device: times[device])
+    rewind(hub, flow, sent, module)
+    flow.drain()
+    assert_complete(flow, sent, repeats=True)
+    assert KEY not in flow.log() and "Traceback" not in flow.log()
+
+
+def rewind(hub: HubProcess, flow: Live, sent: list[Message], module: str) -> None:
+    """The hub sends the last samples of a module again, as new events: [1, 2, 1, 2, 3]."""
+    mine = [(topic, payload) for topic, payload in sent if module.encode() in payload and payload.endswith(b"}")][-3:]
+    rows = len(flow.archived())
+    again = [mine[k] for k in (0, 1, 0, 1, 2)]
+    hub.append_all({"body": payload, "partition": 3, "device_id": "gw"} for _, payload in again)
+    flow.until(lambda: len(flow.archived()) >= rows + len(again), "rewind not archived")
+    rewound = [row for row in flow.archived() if row["source_partition"] == "3"]
+    assert len(rewound) == len(again)
+    assert all(row["quality_bits"] & (Quality.DUPLICATE | Quality.OUT_OF_ORDER) for row in rewound)
+    assert not any(map(accepted, rewound))
+
+
+def test_two_processes_share_four_partitions(hub: HubProcess, tmp_path: Path) -> None:
+    flow, choose = OnHub(tmp_path, hub, 2), random.Random(6)
+    sent = fleet(12, 200.0)
+    flow.start_cluster()
+    flow.reading(4)
+    send(hub, sent[: len(sent) // 2], choose)
+    flow.until(lambda: flow.stored() > 0, "nothing stored")
+    for process in flow.processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    flow.start_cluster()
+    flow.reading(8)
+    send(hub, sent[len(sent) // 2 :], choose)
+    flow.complete(sent)
+    flow.drain()
+    assert_complete(flow, sent, repeats=True)
+    assert {row["source_partition"] for row in flow.archived()} == {"0", "1"}
+
+
+def test_wrong_credentials_end_the_start_with_one_line(hub: HubProcess, tmp_path: Path) -> None:
+    flow = OnHub(tmp_path, hub, 1)
+    for value, says in (
+        ("", "nothing says which hub"),
+        ("HostName=x.azure-devices.net;SharedAccessKeyName=a;SharedAccessKey=s3cret", "Event Hub-compatible endpoint"),
+        (hub.connection_string.replace(KEY, "s3cretkey"), "the key is refused"),
+    ):
+        process = Live.start(flow, HUB=value)
+        assert process.wait(60) != 0
+        assert says in flow.log() and "s3cret" not in flow.log() and "Traceback" not in flow.log(), flow.log()
+        (tmp_path / "log").unlink()
