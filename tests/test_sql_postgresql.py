@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 import stored_flow
 from servers import Certificates, PostgreSQL
@@ -219,6 +222,41 @@ def test_kill_9_of_the_writer_leaves_each_prediction_once(where: SqlSettings, tm
     subprocess.run(command, check=True)
     assert kills >= 2
     assert read_rows(where).to_pylist() == by_key(predictions(0, rows))
+
+
+def many(first: int, rows: int) -> pa.RecordBatch:
+    """Predictions of a thousand modules, one each 5 s."""
+    numbers = np.arange(first, first + rows)
+    pattern = predictions(0, 1).take([0] * rows)
+    made = {
+        "device_id": pa.array([f"site-1/gateway-{n % 10}/pack-{n % 100 // 10}/module-{n % 1000:03}" for n in numbers]),
+        "event_time": pa.array(numbers // 1000 * 5_000_000 + 1_795_348_800_000_000).cast(PREDICTION.field(1).type),
+        "value": pa.array((numbers % 100).astype(np.float32)),
+        "source_offset": pa.array(numbers),
+    }
+    return pa.RecordBatch.from_arrays([made.get(n, pattern.column(n)) for n in PREDICTION.names], schema=PREDICTION)
+
+
+def test_ten_thousand_predictions_a_second_on_one_worker(where: SqlSettings) -> None:
+    """Judged by processor time, ours and the server's together, as if they shared one core: other work is about."""
+    out = writer(where)
+    out.write([many(0, 1000)])
+    database: Any = out._database
+    server = psutil.Process(int(database.rows("SELECT pg_backend_pid()")[0][0]))
+
+    def spent() -> tuple[float, float]:
+        times = server.cpu_times()
+        return time.process_time(), times.user + times.system
+
+    batches = [many(first, 2000) for first in range(1000, 41_000, 2000)]
+    before, began = spent(), time.perf_counter()
+    for batch in batches:
+        assert out.write([batch]) == []
+    ours, theirs = (after - start for after, start in zip(spent(), before, strict=True))
+    wall = time.perf_counter() - began
+    print(f"40,000 predictions in {wall:.1f} s; processor: ours {ours:.2f} s, the server's {theirs:.2f} s")
+    assert read_rows(where).num_rows == 41_000
+    assert 40_000 / (ours + theirs) > 10_000
 
 
 def test_two_writers_of_the_same_keys(where: SqlSettings) -> None:
