@@ -7,7 +7,6 @@ is read or acknowledged, and the site's broker keeps what comes.
 """
 
 import hashlib
-import sqlite3
 from collections.abc import Callable
 
 import numpy as np
@@ -87,4 +86,4 @@ def messages(batch: pa.RecordBatch) -> list[Message]:
 
 def _passes(error: Exception) -> bool:
     """No room, a full disk, a disk that does not answer: another moment may be better."""
-    return isinstance(error, StoreFull | sqlite3.OperationalError)
+    return isinstance(error, StoreFull)

@@ -70,6 +70,7 @@ class Sender:
         self._failures = self._rejected_in_a_row = 0
         self._away_since = 0.0
         self._said = -_WORD_EVERY_SECONDS
+        self._confirmed = 0
         self._until = float("inf")
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway-sender", daemon=True)
@@ -107,6 +108,7 @@ class Sender:
 
     def _turn(self) -> None:
         """Send one pack, or wait until there is one."""
+        self._forget()
         self._store.added.clear()
         if not self._store.messages:
             self._store.added.wait(_IDLE_SECONDS)
@@ -146,12 +148,19 @@ class Sender:
         late = self._clock() - first.at > self._settings.late_seconds
         body = pack(one.entry for one in waiting)
         self._hub.send(Outgoing(body, f"{self._store.name}-{first.id}-{last.id}", late))
-        self._store.remove(last.id)
+        self._confirmed = last.id
         self._rejected_in_a_row = 0
         self._limit = min(2 * self._limit, self._most)
         self._on_sent(len(waiting), len(body), late)
+        self._forget()
         if self._failures:
             self._back()
+
+    def _forget(self) -> None:
+        """Remove what the hub has; where the disk does not let us, this is tried again and nothing is sent twice."""
+        if self._confirmed:
+            self._store.remove(self._confirmed)
+            self._confirmed = 0
 
     def _halve(self, waiting: Sequence[Waiting], error: HubError) -> None:
         """Make the next pack smaller where this one may have been too large for the hub, or for the network."""

@@ -8,6 +8,9 @@ not delivered again, so after a crash the numbers behind it are given to other m
 **Durable.** What ``put`` has taken survives a loss of power. A removal may be undone by one: then the hub
 gets those messages twice.
 
+**Never stuck.** Even to remove something SQLite needs a little disk. ``gateway.db.reserve`` keeps that; when the
+disk is full the file goes, and comes again later.
+
 One process at a time: ``gateway.db.lock`` is held while the store is open.
 """
 
@@ -41,8 +44,8 @@ COMMIT;
 """
 
 
-class StoreFull(Exception):
-    """The store has reached its bound; passes when the hub has taken some."""
+class StoreFull(RuntimeError):
+    """The store has reached its bound, or its disk is full or does not answer; passes, with luck. One line."""
 
 
 class GatewayStoreError(RuntimeError):
@@ -85,7 +88,9 @@ class GatewayStore:
         max_bytes: of messages; beyond it nothing is taken.
         max_entry_bytes: a longer message is none for the hub: it becomes a dead letter.
         max_dead_letter_bytes: beyond it the oldest dead letters are removed.
-        on_dead_letter: called with the reason of each.
+        reserve_bytes: of disk that are kept for removals.
+        on_dead_letter: called with the reason and number of new ones.
+        on_removed: called with the number of old ones that had to go.
 
     Attributes:
         name: of this store, random: no two have the same.
@@ -102,12 +107,14 @@ class GatewayStore:
         max_bytes: int,
         max_entry_bytes: int,
         max_dead_letter_bytes: int = 1 << 26,
+        reserve_bytes: int = 16 << 20,
         on_dead_letter: Callable[[str, int], None] = lambda reason, count: None,
         on_removed: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._path, self._max_bytes, self._max_entry_bytes = path, max_bytes, max_entry_bytes
         self._max_dead_letter_bytes = max_dead_letter_bytes
         self._on_dead_letter, self._on_removed = on_dead_letter, on_removed
+        self._reserve, self._reserve_bytes = Path(f"{path}.reserve"), reserve_bytes
         self.added = threading.Event()
         self._lock = threading.Lock()  # one writes at a time; SQLite would make the other poll
         self._held = _hold(path)
@@ -123,6 +130,7 @@ class GatewayStore:
         self._marks: list[dict[str, int]] = []
         self._forgotten: dict[str, int] = {}
         self._measure(self._putting)
+        self._keep_reserve()
 
     @property
     def messages(self) -> int:
@@ -149,7 +157,7 @@ class GatewayStore:
 
         Raises:
             StoreFull: there is no room. An empty store takes any number of bytes.
-            sqlite3.OperationalError: the disk is full, or does not answer.
+            GatewayStoreError: the file is damaged.
         """
         with self._writing(self._putting) as db:
             new = self._without_repeated(db, messages)
@@ -185,9 +193,34 @@ class GatewayStore:
         return found
 
     def remove(self, upto: int) -> None:
-        """Forget the messages up to this id: the hub has them."""
+        """Forget the messages up to this id: the hub has them.
+
+        Raises:
+            StoreFull: the disk has no room even for that.
+        """
+        try:
+            self._delete(upto)
+        except StoreFull:
+            if not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._delete(upto)
+
+    def _delete(self, upto: int) -> None:
         with self._writing(self._taking) as db:
             db.execute("DELETE FROM entries WHERE id <= ?", (upto,))
+
+    def _keep_reserve(self) -> None:
+        """Take the disk that removals may need, if it is to be had."""
+        if self._reserve.exists():
+            return
+        scratch = Path(f"{self._reserve}.new")
+        try:
+            with scratch.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, self._reserve_bytes)
+            scratch.rename(self._reserve)
+        except OSError:
+            scratch.unlink(missing_ok=True)
 
     def bury(self, message: Waiting, reason: str) -> None:
         """Make the oldest message a dead letter: the hub will never take it."""
@@ -203,6 +236,7 @@ class GatewayStore:
 
         Only what was put since this process began says how far the source is: what is older may all come again.
         """
+        self._keep_reserve()
         self._marks.append(dict(self._next))
         if len(self._marks) <= 3:
             return
@@ -256,13 +290,17 @@ class GatewayStore:
     def _writing(self, db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         """One transaction; after it, what waits is measured."""
         with self._lock:
-            db.execute("BEGIN IMMEDIATE")
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled it back already
                     db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise StoreFull(f"{self._path}: {error}") from error
+                if isinstance(error, sqlite3.Error):
+                    raise GatewayStoreError(f"{self._path}: {error}; {_MEND}") from error
                 raise
             self._measure(db)
 

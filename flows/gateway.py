@@ -61,6 +61,27 @@ def run(config: Config, drain: Drain, metrics: GatewayMetrics) -> bool:
     """
     hub = _opened(config)
     open_store(config.run)
+    store = _store(config, metrics)
+    ended = True
+    try:
+        flow = build(config, drain, metrics, store)
+        check_steps(config.run, flow)
+        _check(config, hub)
+        sender = _sender(config, store, hub, metrics)
+        facts = {"topics": config.mqtt.topics, "hub": config.gateway.place, "store": config.gateway.store}
+        log.info("running", extra=facts | {"transport": config.gateway.transport, "waiting": store.messages})
+        sender.start()
+        try:
+            running.run(flow, config.run, drain=drain)
+        finally:
+            ended = sender.close(config.gateway.drain_seconds)
+    finally:
+        if ended:
+            store.close()
+    return ended
+
+
+def _store(config: Config, metrics: GatewayMetrics) -> GatewayStore:
     settings = config.gateway
     store = GatewayStore(
         Path(settings.store),
@@ -71,27 +92,18 @@ def run(config: Config, drain: Drain, metrics: GatewayMetrics) -> bool:
         on_removed=metrics.removed.inc,
     )
     metrics.watch(store)
-    flow = build(config, drain, metrics, store)
-    check_steps(config.run, flow)
-    _check(config, hub)
-    sender = Sender(
-        settings,
+    return store
+
+
+def _sender(config: Config, store: GatewayStore, hub: Hub, metrics: GatewayMetrics) -> Sender:
+    return Sender(
+        config.gateway,
         store,
         hub,
         on_sent=metrics.on_sent,
         on_failure=lambda kind: metrics.failures.labels(kind).inc(),
         on_away=lambda away: metrics.away.set(float(away)),
     )
-    facts = {"topics": config.mqtt.topics, "hub": settings.place, "transport": settings.transport}
-    log.info("running", extra=facts | {"store": settings.store, "waiting": store.messages})
-    sender.start()
-    try:
-        running.run(flow, config.run, drain=drain)
-    finally:
-        ended = sender.close(settings.drain_seconds)
-        if ended:
-            store.close()
-    return ended
 
 
 def _opened(config: Config) -> Hub:

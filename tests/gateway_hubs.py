@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import paho.mqtt.client as paho
 from servers import Certificates, Mosquitto, await_port, missing
 
+from voltmill.connectors.gateway_hub import HubError, Outgoing
 from voltmill.connectors.pack import unpack
 from voltmill.flows.broker import free_port
 
@@ -226,3 +227,35 @@ def take_and_hang_up(handler: _Handler) -> None:
     with handler.server.lock:
         handler.server.packs.append(({name.lower(): value for name, value in handler.headers.items()}, handler.body))
     handler.close_connection = True
+
+
+Does = Callable[[Outgoing], None]
+
+
+class ScriptedHub:
+    """Does with each message what the script says; takes it when that is over."""
+
+    def __init__(self) -> None:
+        self.script: list[Does | HubError] = []
+        self.usual: Does | HubError | None = None
+        self.taken: list[Outgoing] = []
+        self.tried: list[Outgoing] = []
+        self.closed = False
+
+    def check(self, seconds: float) -> None: ...
+
+    def send(self, message: Outgoing) -> None:
+        self.tried.append(message)
+        react = self.script.pop(0) if self.script else self.usual
+        if isinstance(react, Exception):
+            raise react
+        if react is not None:
+            react(message)
+        self.taken.append(message)
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def topics(self) -> list[str]:
+        return [topic for message in self.taken for topic, _ in unpack(message.body)]

@@ -7,44 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gateway_hubs import connection_string
+from gateway_hubs import ScriptedHub, connection_string
 
 from voltmill.connectors.gateway_hub import HubError, Outgoing
 from voltmill.connectors.gateway_sender import LEAST_BYTES, Sender, body_bytes, entry_bytes
 from voltmill.connectors.gateway_settings import GatewaySettings
 from voltmill.connectors.gateway_store import GatewayStore, Message
-from voltmill.connectors.pack import entry, unpack
-
-React = Callable[[Outgoing], None]
-
-
-class ScriptedHub:
-    """Does with each message what the script says; takes it when that is over."""
-
-    def __init__(self) -> None:
-        self.script: list[React | HubError] = []
-        self.usual: React | HubError | None = None
-        self.taken: list[Outgoing] = []
-        self.tried: list[Outgoing] = []
-        self.closed = False
-
-    def check(self, seconds: float) -> None: ...
-
-    def send(self, message: Outgoing) -> None:
-        self.tried.append(message)
-        react = self.script.pop(0) if self.script else self.usual
-        if isinstance(react, Exception):
-            raise react
-        if react is not None:
-            react(message)
-        self.taken.append(message)
-
-    def close(self) -> None:
-        self.closed = True
-
-    @property
-    def topics(self) -> list[str]:
-        return [topic for message in self.taken for topic, _ in unpack(message.body)]
+from voltmill.connectors.pack import entry
 
 
 class Rig:

@@ -1,6 +1,8 @@
 """The gateway's store: first in first out, each message once, bounded, never damaged by a kill."""
 
+import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,11 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gateway_full_disk
 import pytest
+from gateway_hubs import ScriptedHub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voltmill.connectors.gateway_sender import Sender
+from voltmill.connectors.gateway_settings import GatewaySettings
 from voltmill.connectors.gateway_store import ROW_BYTES, GatewayStore, GatewayStoreError, Message, StoreFull, in_use
+from voltmill.connectors.pack import entry
 
 Make = Callable[..., GatewayStore]
 
@@ -217,8 +224,54 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         GatewayStore(tmp_path / "file/gateway.db", max_bytes=1 << 20, max_entry_bytes=10)
 
 
+def test_a_full_disk_is_one_line_and_the_store_can_still_be_emptied(tmp_path):
+    """SQLite needs disk also to remove something: without a reserve it would be stuck for ever."""
+    namespaces: list[list[str]] = [["unshare", "-m"], ["unshare", "-rm"]]
+    mount = ["mount", "-t", "tmpfs", "none", str(tmp_path)]
+    command = [sys.executable, gateway_full_disk.__file__, str(tmp_path)]
+    for namespace in namespaces if shutil.which("unshare") else []:
+        if subprocess.run([*namespace, *mount], capture_output=True, check=False).returncode == 0:
+            done = subprocess.run([*namespace, *command], capture_output=True, text=True, check=False)
+            break
+    else:
+        pytest.skip("no file system can be mounted here, neither as root nor in a user's namespace")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["said"] == f"{tmp_path}/g.db: database or disk is full"
+    assert found["stored"] > 1000 and found["in_order"] and found["again"] == 100
+
+
+def test_what_the_hub_has_is_not_sent_again_while_it_cannot_be_removed(make, monkeypatch):
+    store = make()
+    store.put([message(k) for k in range(3)])
+    tries = iter([StoreFull("disk is full"), StoreFull("disk is full")])
+    real = store.remove
+
+    def remove(upto: int) -> None:
+        if error := next(tries, None):
+            raise error
+        real(upto)
+
+    monkeypatch.setattr(store, "remove", remove)
+    hub = ScriptedHub()
+    login = "HostName=h;DeviceId=d;SharedAccessKey=eA=="
+    quick = GatewaySettings(connection_string=login, linger_seconds=0, retry_min_seconds=0.01, retry_max_seconds=0.02)
+    store.put([message(k, entry("a", b"1")) for k in range(3, 5)])
+    while store.messages > 2:
+        real(store.oldest(1)[0].id)
+    sender = Sender(quick, store, hub)
+    sender.start()
+    deadline = time.monotonic() + 10
+    while store.messages:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sender.close(1) and len(hub.taken) == 1
+
+
 FILLER = """
 import sys, pathlib
+from voltmill.connectors.gateway_sender import Sender
+from voltmill.connectors.gateway_settings import GatewaySettings
 from voltmill.connectors.gateway_store import GatewayStore, Message
 store = GatewayStore(pathlib.Path(sys.argv[1]), max_bytes=1 << 30, max_entry_bytes=1000)
 for k in range(10**6):
