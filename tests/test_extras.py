@@ -120,9 +120,21 @@ def test_a_lake_in_azure_without_adlfs_is_one_line_from_every_command(run: Run, 
     assert status == 1 and "needs adlfs; pip install 'voltmill[azure]'" in err and "c2VjcmV0" not in err
 
 
-def test_entra_id_without_azure_identity_is_one_line(run: Run, config: Callable[[str], str]) -> None:
-    file = config(LAKE.replace('account_key = "c2VjcmV0"', 'credential = "default"'))
-    _is_one_line(run(["azure.identity.aio"], [["compact", "-c", file]])[0], "needs azure.identity.aio")
+def test_entra_id_without_azure_identity_is_one_line(run: Run, tmp_path: Path) -> None:
+    tables = {
+        "lake": LAKE.replace('account_key = "c2VjcmV0"', 'credential = "default"'),
+        "hub": '[iothub]\nnamespace = "127.0.0.1"\nhub = "bms"\n',
+    }
+    commands = []
+    for name, text in tables.items():
+        source = 'source = "iothub"' if name == "hub" else ""
+        run_table = f'[run]\nlog_level = "error"\nstate = "{tmp_path}/state-{name}"\n{source}\n'
+        (tmp_path / f"{name}.toml").write_text(run_table + text)
+        commands.append(["run", "live", "-c", str(tmp_path / f"{name}.toml")])
+    found = run(["azure.identity", "azure.identity.aio"], commands)
+    assert len(found) == len(tables)
+    for end in found:
+        _is_one_line(end, "needs azure.identity")
 
 
 def test_iot_hub_without_azure_eventhub_is_one_line(run: Run, config: Callable[[str], str]) -> None:
