@@ -5,6 +5,7 @@ server takes them, only a server can show.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,15 @@ def test_every_database_has_the_same_columns(filled: Filled, tmp_path: Path) -> 
     table(at(tmp_path)).prepare()
     assert {name: filled.columns(name) for name in VIEWS} == {name: columns(at(tmp_path), name) for name in VIEWS}
     assert {tree.this.name for tree in tsql_views()} == set(VIEWS) - {"modules"}
+
+
+def test_the_page_names_each_column(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "database.md").read_text()
+    table(at(tmp_path)).prepare()
+    for name in VIEWS:
+        part = page.split(f"### `{name}`\n")[1].split("\n#")[0]
+        first = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+        assert re.findall(r"`(\w+)`", " ".join(first)) == columns(at(tmp_path), name)
 
 
 def test_an_empty_database_has_empty_reports(tmp_path: Path, postgresql: PostgreSQL) -> None:
