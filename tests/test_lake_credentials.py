@@ -187,6 +187,14 @@ def test_a_name_and_a_key_go_to_the_public_host(lake: LakeSettings) -> None:
     assert store.fs.credential is None
 
 
+@pytest.mark.parametrize("scheme", ["abfs", "abfss", "az"])
+def test_a_url_may_name_the_account(scheme: str) -> None:
+    """As the portal and Spark write it; requests go to the Blob API, by Entra ID where nothing else is given."""
+    store = LakeSettings(url=f"{scheme}://fleet@acct.dfs.core.windows.net/lake").open()
+    assert store.root == "fleet/lake" and store.fs.service_client.url == "https://acct.blob.core.windows.net/"
+    assert type(store.fs.credential).__name__ == "DefaultAzureCredential"
+
+
 def test_a_credential_is_default_or_none_and_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match='credential must be "default"') as refused:
         LakeSettings(url="abfs://x/y", storage_options={"account_name": "fleet", "credential": "c2VjcmV0"})
