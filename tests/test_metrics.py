@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from telemetry import batch, sample
 
 from voltmill.flows import metrics as module
+from voltmill.flows import metrics_server
 from voltmill.flows.metrics import Metrics
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, RAW, Quality
 from voltmill.operators.model import load
@@ -130,8 +131,8 @@ def test_the_watermark_lag_grows_while_nothing_comes(monkeypatch: pytest.MonkeyP
 
 def test_served_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    start = module.start_http_server
-    monkeypatch.setattr(module, "start_http_server", lambda *a, **k: started.append(start(*a, **k)))
+    start = metrics_server.start_http_server
+    monkeypatch.setattr(metrics_server, "start_http_server", lambda *a, **k: started.append(start(*a, **k)))
     metrics = Metrics()
     metrics.on_telemetry(batch([sample(0)]))
     metrics.serve("127.0.0.1", 0)
