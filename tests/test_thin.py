@@ -8,7 +8,8 @@ from typing import Any
 import bytewax.operators as op
 import pyarrow as pa
 import pytest
-from bytewax.dataflow import Dataflow
+from bytewax.dataflow import Dataflow, Stream
+from bytewax.operators import KeyedStream
 from bytewax.testing import TestingSink, TestingSource
 from conftest import RunFlow
 from hypothesis import given
@@ -17,12 +18,19 @@ from stored_flow import START, predictions
 from telemetry import content, cut, joined
 
 from voltmill.connectors.sql import SqlSettings
+from voltmill.flows.config import Config, RunSettings
+from voltmill.flows.graph import Sinks, build
+from voltmill.flows.simulate import SimulateSettings, messages
+from voltmill.flows.steps import _OPTIONAL, stateful_steps
+from voltmill.flows.warm_up import raw_batch
+from voltmill.kernels.fleet import FleetEntry
 from voltmill.kernels.schema import PREDICTION
 from voltmill.operators import thin as module
 from voltmill.operators.table import StateError
 from voltmill.operators.thin import ThinState, thin
 
 MINUTE = {"soc": 60.0}
+SMALL: dict[str, Any] = {"gateways": 1, "packs_per_gateway": 1, "modules_per_pack": 2}
 
 
 def rows_of(found: list[dict[str, Any]]) -> pa.RecordBatch:
@@ -134,6 +142,40 @@ def test_in_a_flow_with_recovery(run_flow: RunFlow, tmp_path: Path, workers: int
     for _ in range(2):
         run_flow(flow, recovery=tmp_path / "state", workers=workers, epoch_seconds=0)
     assert content(joined([batch for _, batch in got])) == wanted
+
+
+class Database:
+    """Takes rows by key, and refuses none."""
+
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
+
+    def upsert(self, step_id: str, up: KeyedStream[pa.RecordBatch]) -> Stream[pa.RecordBatch]:
+        kept = op.inspect(step_id, up, lambda _, item: self.batches.append(item[1]))
+        return op.filter_map(f"{step_id}-none", kept, lambda item: None)
+
+
+def test_the_database_gets_one_a_minute_and_the_lake_all(run_flow: RunFlow, tmp_path: Path) -> None:
+    """Ten minutes of two modules, one sample each 5 s; then the setting is gone, and the store is good for that."""
+    lake: list[Any] = []
+    database = Database()
+    run = RunSettings(shards=2, state=str(tmp_path))
+    fleet = (FleetEntry(match="*", cell_type="lg-hg2", capacity_ah=3.0, series=16),)
+    config = Config(run=run, fleet=fleet, sql=SqlSettings(emit_every_seconds=MINUTE))
+    messages_ = [m for _, m in messages(SimulateSettings(**SMALL, duration_seconds=600.0))]
+    source = TestingSource([raw_batch(messages_[k : k + 7], offset=k) for k in range(0, len(messages_), 7)])
+    sinks = Sinks(predictions=[TestingSink(lake)], databases=[database])
+    flow = build(source, sinks, config)
+    run_flow(flow)
+    everything = pa.Table.from_batches([batch for _, batch in lake])
+    stored = pa.Table.from_batches(database.batches)
+    times = [(row["device_id"], row["event_time"].replace(second=0, microsecond=0)) for row in stored.to_pylist()]
+    soc = [row for row in everything.to_pylist() if row["target"] == "soc" and row["value"] is not None]
+    wanted = {(row["device_id"], row["event_time"].replace(second=0, microsecond=0)) for row in soc}
+    assert len(soc) > 200 and len(times) == len(set(times)) and set(times) == wanted
+    without = build(source, sinks, Config(run=run, fleet=fleet))
+    (step,) = stateful_steps(flow) - stateful_steps(without)
+    assert step == "voltmill.thin-0-2.choose" and step.startswith(_OPTIONAL)  # so a store that has it is taken
 
 
 @pytest.mark.parametrize("wrong", [{"sco": 60.0}, {"soc": 0.0}, {"soc": 1e9}, {"soc": math.nan}])

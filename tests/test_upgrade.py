@@ -33,6 +33,7 @@ from voltmill.kernels import (
     quality,
     session_state,
     session_table,
+    thin,
 )
 from voltmill.kernels.fleet import Fleet
 from voltmill.kernels.schema import DEAD_LETTER, PREDICTION, TELEMETRY
@@ -41,6 +42,7 @@ from voltmill.operators.health import HealthSettings, HealthState
 from voltmill.operators.quality import QualitySettings, QualityState
 from voltmill.operators.sessions import SessionSettings, SessionState
 from voltmill.operators.table import DeviceTable, StateError
+from voltmill.operators.thin import ThinState
 
 HERE = Path(__file__).parent
 LOCK = HERE / "state_layouts.json"
@@ -73,6 +75,7 @@ def layouts() -> dict[str, tuple[str, Any]]:
             HealthState(HealthSettings(), fleet).snapshot()[0],
             [health.STATE.descr, health.STEP, health_table.MEMORIES, health_table.FILTER, health_table.START],
         ),
+        "thin": (ThinState({}).snapshot()[0], [thin.STATE.descr, "target, sha256, length in us, devices"]),
         "lake sink": ("v1", [str(lake), *(s.to_string() for s in (TELEMETRY, PREDICTION, DEAD_LETTER))]),
         "store.json": (f"v{recovery.FORMAT}", recovery.StoreInfo.__struct_fields__),
     }
