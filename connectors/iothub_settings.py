@@ -29,10 +29,11 @@ class IotHubSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Event Hub-compatible endpoint with its `EntityPath`, as the portal shows it under Built-in endpoints. Write it
     as `"${NAME}"`. The policy needs the right ServiceConnect only: `service` has it."""
     namespace: str = ""
-    """Without a connection string: host of the endpoint, such as `iothub-ns-….servicebus.windows.net`. The process
-    logs in with `DefaultAzureCredential`, and needs the role Azure Event Hubs Data Receiver."""
+    """Without a connection string: host of an Event Hubs namespace that the hub routes to, such as
+    `fleet.servicebus.windows.net`. The process logs in with `DefaultAzureCredential`, and needs the role Azure Event
+    Hubs Data Receiver. The built-in endpoint takes keys only."""
     hub: str = ""
-    """With `namespace`: the Event Hub-compatible name."""
+    """With `namespace`: the name of the Event Hub."""
     consumer_group: str = "$Default"
     """Consumer group; one of its own for each flow that reads the hub. Two flows on one push each other out."""
     start: str = "earliest"
@@ -67,7 +68,7 @@ class IotHubSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if self.connection_string and self.namespace:
             raise ValueError("iothub.connection_string and iothub.namespace are both set: leave one out")
         if self.namespace and not re.fullmatch(r"[\w.-]+(:\d+)?", self.namespace):
-            raise ValueError("iothub.namespace is a host name only, such as iothub-ns-….servicebus.windows.net")
+            raise ValueError("iothub.namespace is a host name only, such as fleet.servicebus.windows.net")
         for name in ("consumer_group", "hub"):
             if getattr(self, name) and not _NAME.fullmatch(getattr(self, name)) or not self.consumer_group:
                 raise ValueError(f"iothub.{name} {getattr(self, name)!r}: letters, digits, '$', '_', '-', '.'")

@@ -25,6 +25,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from voltmill.connectors.endpoint import EndpointSettings
 from voltmill.connectors.gateway_settings import GatewaySettings
+from voltmill.connectors.iothub_settings import IotHubSettings
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.mqtt_settings import MqttSettings, TlsSettings
 from voltmill.connectors.notify_places import HubSettings, NotifyMqttSettings, WebhookSettings
@@ -71,6 +72,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "run": RunSettings,
     "mqtt": MqttSettings,
     "mqtt.tls": TlsSettings,
+    "iothub": IotHubSettings,
     "gateway": GatewaySettings,
     "decode": DecodeSettings,
     "mapping.NAME": MappingSpec,

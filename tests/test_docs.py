@@ -112,6 +112,7 @@ def test_every_toml_block_is_a_configuration(text):
     secrets = dict.fromkeys(("PASSWORD", "CONNECTION_STRING", "ENDPOINT_KEY", "WEBHOOK_TOKEN"), "x")
     secrets |= {"WEBHOOK_SECRET": f"whsec_{'A' * 32}", "HUB_CONNECTION_STRING": hub}
     secrets |= {"GATEWAY_CONNECTION_STRING": "HostName=x.azure-devices.net;DeviceId=x;SharedAccessKey=eA=="}
+    secrets |= {"IOTHUB_EVENTS": f"{hub};EntityPath=bms"}
     assert parse(tomllib.loads(text), "block", secrets)
 
 
@@ -123,6 +124,8 @@ def test_the_examples_load():
     secrets = {"WEBHOOK_TOKEN": "x", "WEBHOOK_SECRET": f"whsec_{'A' * 32}", "HUB_CONNECTION_STRING": hub}
     alerts = load(ROOT / "docs/examples/alerts.toml", secrets)
     assert [place.name for place in alerts.notify] == ["duty", "phones", "plant"]
+    events = load(ROOT / "docs/examples/iothub.toml", {"IOTHUB_EVENTS": f"{hub};EntityPath=bms"})
+    assert events.run.source == "iothub" and events.iothub.place == "IoT Hub bms at x.servicebus.windows.net"
     assert load(ROOT / "docs/examples/vehicle.toml").mapping.keys() == {"ev_car1", "ev_car2"}
 
 
