@@ -135,11 +135,15 @@ def declared(requirements: list[str]) -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    """The demo runs without the development group, and without luck about what other packages depend on."""
+    """The demo runs without the development group, and without luck about what other packages depend on.
+
+    What an extra brings is imported where it is used (``test_extras`` runs everything without them).
+    """
     graph = grimp.build_graph("voltmill", include_external_packages=True, cache_dir=None)
     imported = {module.split(".")[0] for module in graph.modules} - sys.stdlib_module_names
     owners = packages_distributions()  # several of a namespace package, such as azure
-    named = declared(PYPROJECT["project"]["dependencies"]) | {"voltmill"}
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    named = {"voltmill"}.union(*map(declared, [PYPROJECT["project"]["dependencies"], *extras]))
     lacking = {
         module
         for module in imported
@@ -151,5 +155,7 @@ def test_every_import_is_a_declared_dependency() -> None:
 def test_the_lock_matches_the_declared_dependencies() -> None:
     (locked,) = (package for package in LOCK["package"] if package["name"] == "voltmill")
     assert {p["name"] for p in locked["dependencies"]} == declared(PYPROJECT["project"]["dependencies"])
+    for extra, requirements in PYPROJECT["project"]["optional-dependencies"].items():
+        assert {p["name"] for p in locked["optional-dependencies"][extra]} == declared(requirements)
     for group, requirements in PYPROJECT["dependency-groups"].items():
         assert {p["name"] for p in locked["dev-dependencies"][group]} == declared(requirements)
