@@ -18,7 +18,7 @@ _WHAT: Final = "reading IoT Hub"
 _LONGEST: Final = 300
 #: After this time without a sign of life the client takes the connection for lost, s. Without it a connection that a
 #: network forgets in silence would be waited on for ever.
-_IDLE_SECONDS: Final = 60
+IDLE_SECONDS: Final = 60
 
 # What comes to pass is told by us, once and with its mend; without a handler the library's lines would go to stderr.
 logging.getLogger("azure").addHandler(logging.NullHandler())
@@ -74,7 +74,7 @@ def connect(settings: IotHubSettings) -> Any:
         "auth_timeout": settings.timeout_seconds,
         "retry_total": 0,
         "retry_backoff_factor": 0.01,  # it waits even after the last attempt
-        "idle_timeout": _IDLE_SECONDS,
+        "idle_timeout": IDLE_SECONDS,
         "user_agent": "voltmill",
     }
     if settings.connection_string:

@@ -114,6 +114,8 @@ class Readers:
     counted: Counter[str] = field(default_factory=Counter)
     positions: list[str] = field(default_factory=list)
     """The selectors that readers asked for, in turn."""
+    silent: bool = False
+    """Whether connections are left without a sign of life, as by a network that has forgotten them."""
 
     def pump(self) -> None:
         for link in list(self.links):
@@ -131,6 +133,7 @@ class Connection:
         self._deliveries: Counter[int] = Counter()
         self._token = ""
         self._open = True
+        self._alive: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         try:
@@ -145,6 +148,8 @@ class Connection:
             pass  # the client has gone, or was dropped
         finally:
             self._open = False
+            if self._alive is not None:
+                self._alive.cancel()
             self._forget(self._links.values())
             self._writer.close()
 
@@ -177,6 +182,8 @@ class Connection:
             product = {Symbol("product"): "hub-stand-in"}
             limits = [uint(65_536), ushort(255), uint(240_000)]
             self._send(0, OPEN, ["hub", None, *limits, None, None, None, None, product])
+            if fields[4]:
+                self._show_life(fields[4] / 2000)
         elif code == BEGIN:
             self._send(channel, BEGIN, [ushort(channel), uint(0), uint(_WIDE), uint(_WIDE), uint(4095), None, None, {}])
         elif code == ATTACH:
@@ -197,6 +204,13 @@ class Connection:
         elif code == CLOSE:
             self._send(0, CLOSE, [None])
             self._open = False
+
+    def _show_life(self, seconds: float) -> None:
+        """Send an empty frame now and then, as a client asks that takes silence for an end (part 2, section 2.4.5)."""
+        if self._shared.silent:
+            return
+        self._writer.write(struct.pack(">IBBH", 8, 2, 0, 0))
+        self._alive = asyncio.get_running_loop().call_later(seconds, self._show_life, seconds)
 
     def _forget(self, links: Iterable[Link | None]) -> None:
         for link in list(links):

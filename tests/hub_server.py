@@ -109,6 +109,10 @@ class HubServer:
         """Send the readers of a partition what comes from a sequence number on, whatever they have had."""
         self._call(self._seek(partition, sequence))
 
+    def silence(self, silent: bool) -> None:
+        """Give new connections no sign of life, as a network that has forgotten them, or do."""
+        self._readers.silent = silent
+
     def allow(self, key: str) -> None:
         """Take another SAS key, and the former no more."""
         self._readers.access.keys = {POLICY: key}

@@ -11,7 +11,7 @@ import pytest
 from hub_server import HubServer
 from iothub_parts import SOCKETS_LEFT, collected, numbers, offsets, part_of, payloads, read, settings_for, until
 
-from voltmill.connectors import iothub_reader, pack
+from voltmill.connectors import iothub_client, iothub_reader, pack
 from voltmill.connectors.drain import Drain
 from voltmill.connectors.iothub import HubError, IotHubPartition, IotHubSource, Watch
 from voltmill.connectors.iothub_events import Event
@@ -325,6 +325,21 @@ def test_links_are_renewed_before_the_client_has_grown(
     part = build(prefetch=50, watch=Watch(on_reconnect=lost.append))
     assert payloads(read(part, 350)) == numbers(350)
     assert not lost and hub.stats()["attached"] >= 4
+
+
+def test_a_connection_without_a_sign_of_life_is_made_again(
+    hub: HubServer, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iothub_client, "IDLE_SECONDS", 1)
+    lost: list[str] = []
+    hub.silence(True)
+    part = build(watch=Watch(on_reconnect=lost.append))
+    until(lambda: bool(lost))
+    hub.silence(False)
+    until(lambda: part.connected)
+    del lost[:]
+    nothing_more(part, 1.5)
+    assert not lost
 
 
 def test_counts_and_lag(hub: HubServer, build: Build) -> None:
