@@ -110,11 +110,15 @@ def address(url: str, options: Mapping[str, Any]) -> str:
         'https://bms.dfs.core.windows.net/fleet/lake'
         >>> address("abfss://fleet@bms.dfs.core.windows.net/lake", {})
         'https://bms.dfs.core.windows.net/fleet/lake'
+        >>> address("abfs://fleet", {"connection_string": "AccountName=bms;AccountKey=c2VjcmV0"})
+        'https://bms.dfs.core.windows.net/fleet'
     """
     found = _AZURE.fullmatch(url)
     if found is None:
         raise ValueError(f"lake {url}: Synapse reads a lake in Azure: abfs://CONTAINER/PATH")
-    host = found["host"] or (f"{options['account_name']}.dfs.core.windows.net" if options.get("account_name") else "")
+    named = re.search(r"(?i)(?:^|;)AccountName=([^;]+)", str(options.get("connection_string", "")))
+    account = options.get("account_name") or (named[1] if named else "")
+    host = found["host"] or (f"{account}.dfs.core.windows.net" if account else "")
     if not host:
         raise ValueError(f"lake {url}: set [lake] storage_options.account_name, for Synapse needs its address")
     return f"https://{host}/{found['container'] or found['bare']}/{found['path']}".rstrip("/")

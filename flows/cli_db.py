@@ -62,6 +62,8 @@ def copy(
     from voltmill.connectors import synapse
 
     settings = load(config)
+    if settings.sql.dialect != "mssql" and not dry_run:
+        raise ConfigError("[sql] url names no pool of Synapse: mssql://USER:PASSWORD@NAME.sql.azuresynapse.net/POOL")
     store = settings.lake.open()
     try:
         base = synapse.address(settings.lake.url, settings.lake.storage_options)
