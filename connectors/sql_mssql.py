@@ -103,7 +103,8 @@ class MssqlDatabase:
             columns = {name: self._values(name, batch.column(name)) for name in self._schema.names}
             keys = zip(*(map(_compared, columns[name]) for name in self._key), strict=True)
             last |= zip(keys, self._encoder.rows(list(columns.values())), strict=True)
-        rows = [last[key] for key in sorted(last, key=_order)]
+        nulls = any(batch.column(name).null_count for batch in batches for name in self._key)
+        rows = [last[key] for key in sorted(last, key=_order if nulls else None)]
         self._session.execute(text, self._encoder.text(rows))
 
     def run(self, statements: Sequence[str]) -> None:
