@@ -78,7 +78,7 @@ def messages(batch: pa.RecordBatch) -> list[Message]:
     columns = (batch.column(name).to_pylist() for name in ("source_partition", "source_offset", "topic", "payload"))
     found = []
     for part, number, topic, payload, at in zip(*columns, np.asarray(times).tolist(), strict=True):
-        made = entry(topic, payload)
+        made = entry(topic or "", payload)
         digest = hashlib.blake2b(made, digest_size=8).digest()
         found.append(Message(part, number, int.from_bytes(digest, "little", signed=True), at, made))
     return found

@@ -24,7 +24,7 @@ from voltmill.connectors.pack import unpack
 from voltmill.flows.broker import free_port
 
 DEVICE, KEY = "gw-1", base64.b64encode(b"the key of gateway 1: a secret").decode()
-#: azure-iot-device connects to no other; mqtt_ws to 443, which only root may open, so that stays untested here.
+#: azure-iot-device connects to no other; for a WebSocket to 443 (``websocket_bridge``).
 MQTT_PORT = 8883
 
 

