@@ -15,7 +15,9 @@ from gateway_hubs import DEVICE, HttpsHubServer
 from gateway_hubs import KEY as DEVICE_KEY
 from gateway_hubs import connection_string as device_string
 from hub_server import KEY, NAME, HubProcess
-from servers import Azurite, Certificates, Mosquitto, make_certificates
+from mssql_tables import serving
+from servers import Azurite, Certificates, Mosquitto, PostgreSQL, find_psqlodbc, make_certificates
+from tds_server import find_driver
 
 from voltmill.connectors.lake import LakeSettings
 from voltmill.connectors.probe import Finding
@@ -292,6 +294,33 @@ class TestLake:
     def test_a_missing_package_is_one_line(self, check: Check) -> None:
         found = check('[lake]\nurl = "s3://bucket/lake"')
         assert found.status == 1 and "s3fs" in found.fails[0]
+
+
+class TestDatabase:
+    def test_postgresql(self, check: Check, postgresql: PostgreSQL) -> None:
+        def found(url: str, driver: object) -> Checked:
+            return check(f'[sql]\nurl = "{url}"\ndriver = "{driver}"', WORD=postgresql.password)
+
+        place = f"postgresql://127.0.0.1:{postgresql.port}/postgres"
+        url, driver = f"postgresql://postgres:${{WORD}}@127.0.0.1:{postgresql.port}/postgres", find_psqlodbc()
+        good = found(url, driver)
+        assert good.status == 0 and good.works[0].startswith(f"database {place}: works, ")
+        wrong = found(url.replace("${WORD}", "wr0ng-word"), driver)
+        assert wrong.status == 1 and "mend user and password" in wrong.fails[0] and "wr0ng-word" not in str(wrong)
+        missing = found(url, "/no/such.so")
+        assert missing.status == 1 and missing.fails[0].endswith("apt-get install odbc-postgresql, or set [sql] driver")
+        assert found(f"postgresql://u@127.0.0.1:{free_port()}/d", driver).status == 1
+
+    def test_azure_sql(self, check: Check) -> None:
+        with serving() as server:
+            url = f"mssql://mill:s3cret-w0rd@127.0.0.1:{server.port}/fleet?Encrypt=no"
+            text = f'[sql]\nurl = "{url}"\ndriver = "{find_driver()}"'
+            server.fail(pattern="login", number=40615, message="Cannot open server 'x' requested by the login.")
+            closed = check(text)
+            server.fail(pattern="login", number=18456, message="Login failed for user 'mill'.")
+            wrong = check(text)
+        assert closed.status == 1 and "az sql server firewall-rule create" in closed.fails[0]
+        assert wrong.status == 1 and "mend user and password" in wrong.fails[0] and "s3cret" not in str(wrong)
 
 
 class TestNotify:

@@ -24,9 +24,12 @@ from endpoint_server import EndpointServer
 from gateway_hubs import DEVICE, HttpsHubServer
 from hidden import WORDS, shown
 from hub_server import KEY, HubProcess
+from mssql_tables import serving
 from servers import Azurite, Certificates, Mosquitto, PostgreSQL, find_psqlodbc
+from tds_server import find_driver
 
 from voltmill.connectors.mqtt import MqttSettings, Publisher
+from voltmill.connectors.sql import SqlError
 from voltmill.flows import cli
 from voltmill.flows.broker import free_port
 from voltmill.operators.model import SHIPPED, OnnxModel
@@ -240,3 +243,18 @@ def test_commands_that_end(
     whole = found.out + found.err + trace
     assert all(word in whole for word in said), whole
     assert shown(whole) == []
+
+
+def test_azure_sql(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As the portal writes it, with a password that its own rules quote; the driver puts it into no message."""
+    word = WORDS["SQL_STRING_WORD"]
+    quoted = word.replace("}", "}}")
+    with serving() as server:
+        server.fail(pattern="login", number=18456, message="Login failed for user 'mill'.", times=9)
+        text = f"Server=tcp:127.0.0.1,{server.port};Database=fleet;Uid=mill;Pwd={{{quoted}}};Encrypt=no"
+        (tmp_path / "c.toml").write_text(f"[sql]\nurl = '{text}'\ndriver = '{find_driver()}'\ntimeout_seconds = 1\n")
+        with pytest.raises(SqlError) as refused:
+            cli.main(["--debug", "db", "status", "-c", str(tmp_path / "c.toml")])
+    found = capfd.readouterr()
+    whole = found.out + found.err + "".join(traceback.format_exception(refused.value))
+    assert "mend user and password" in whole and shown(whole) == []
