@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from payloads import canonical
 from spool_files import NOON, in_lake, letters, spool
+from sql_tables import table
 from stored_flow import predictions
 
 from voltmill.connectors.lake import LakeSettings
@@ -423,6 +424,7 @@ class TestCommands:
 
     def test_letters_of_the_database(self, call: Call, tmp_path: Path) -> None:
         in_lake(tmp_path, [TestSql().refused(predictions(0, 3))])
+        table(SqlSettings(url=f"sqlite:///{tmp_path}/db")).prepare()  # as the flow did that had them refused
         assert call("redrive", "--stage", "sql", "-y") == (0, f"3 letters stored in {tmp_path}/db\n", "")
 
 
