@@ -6,6 +6,7 @@ bytes whichever way it came.
 """
 
 import sys
+import threading
 from typing import Any, Final
 
 import numpy as np
@@ -29,8 +30,12 @@ Arrays = dict[str, Any]
 """Column name to pyarrow array."""
 
 
-class Scanner:
-    """The scanner with its scratch memory, which is kept from batch to batch."""
+class Scanner(threading.local):
+    """The scanner with its scratch memory, which is kept from batch to batch, for each thread its own.
+
+    The worker threads of a process share one dataflow, so this too, and the kernel runs without the GIL: in shared
+    memory the devices and cells of one batch would come to stand in another.
+    """
 
     def __init__(self, settings: DecodeSettings) -> None:
         """Make room for nothing yet."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import bytewax.operators as op
@@ -177,6 +178,22 @@ class TopicMapper:
         sample = from_json(canonical(device_id=topic), SETTINGS, None)
         sample.converted = True
         return sample
+
+
+def test_worker_threads_do_not_meet_in_its_memory() -> None:
+    """They share one decoder, and the kernel runs without the GIL: one's devices stood in the other's rows."""
+    decoder = Decoder(SETTINGS)
+    sites = [
+        raw([canonical(device_id=f"{site}/m-{n % 7}", seq=n, cell_voltage_volt=[volt] * 16) for n in range(2_000)])
+        for site, volt in (("a", 3.0), ("b", 4.0), ("c", 3.5))
+    ]
+    alone = [decoder(site) for site in sites]
+
+    def again(k: int) -> bool:
+        return all(decoder(sites[k]) == alone[k] for _ in range(40))
+
+    with ThreadPoolExecutor(len(sites)) as pool:
+        assert all(pool.map(again, range(len(sites))))
 
 
 def test_a_mapper_reads_what_it_likes_and_its_faults_are_dead_letters() -> None:
