@@ -21,7 +21,7 @@ import pytest
 import urllib3
 from alert_receiver import Receiver
 from endpoint_server import EndpointServer
-from gateway_hubs import DEVICE, HttpsHubServer
+from gateway_hubs import DEVICE, HttpsHubServer, MqttHubServer
 from hidden import WORDS, shown
 from hub_server import KEY, HubProcess
 from mssql_tables import serving
@@ -170,7 +170,9 @@ def test_flows(tmp_path: Path, places: dict[str, Any]) -> None:
     hub = start("hub", 'source = "iothub"\n' + HUB + HERE)
     lake = start("lake", LOGIN + LAKE)
     database = start("database", LOGIN + HERE.partition("[sql]")[0] + SQL)
+    replay = start("replay", LOGIN + LAKE, f"replay --out {tmp_path}/out --lake abfs://fleet/lake")
     running = {"model": model, "gateway": gateway, "login": refused, "hub": hub, "lake": lake, "database": database}
+    running["replay"] = replay
     try:
         for each in (model, gateway):
             each.said("mqtt subscribed")
@@ -181,7 +183,7 @@ def test_flows(tmp_path: Path, places: dict[str, Any]) -> None:
         model.said("endpoint")
         gateway.said("401")
         refused.said("login refused")
-        for each in (hub, lake, database):
+        for each in (hub, lake, database, replay):
             each.said("Error: ")
     finally:
         for each in running.values():
@@ -193,10 +195,11 @@ def test_flows(tmp_path: Path, places: dict[str, Any]) -> None:
         "login": "login refused",
         "hub": "the key is refused",
         "lake": "AuthorizationFailure",
+        "replay": "AuthorizationFailure",
         "database": "password authentication failed",
     }.items():
         assert words in left[name], left[name][-3000:]
-    assert all("Traceback" in left[name] for name in ("hub", "lake", "database"))
+    assert all("Traceback" in left[name] for name in ("hub", "lake", "database", "replay"))
     assert "voltmill_" in left["model"] and "not_utf8" not in left["model"] and "malformed_json" in left["model"]
     for name, text in left.items():
         assert shown(text) == [], name
@@ -212,7 +215,6 @@ def test_flows(tmp_path: Path, places: dict[str, Any]) -> None:
         ),
         ("notify test", NOTIFY, ("403", "refused")),
         ("db status", SQL, ("password",)),
-        ("replay --out OUT --lake abfs://fleet/lake", LAKE, ("AuthorizationFailure",)),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) and "\n" not in value else "",
 )
@@ -227,7 +229,7 @@ def test_commands_that_end(
     everything = LOGIN.replace("{broker}", "{strange}") + tables + FLEET
     file = tmp_path / "c.toml"
     file.write_text((RUN + everything).format(folder=tmp_path, name="x", **places))
-    words = command.replace("FILE", str(file)).replace("OUT", str(tmp_path / "out")).split()
+    words = command.replace("FILE", str(file)).split()
     arguments = ["--debug", *words, *([] if "FILE" in command else ["-c", str(file)])]
     trace = ""
     with pytest.MonkeyPatch.context() as patch:
@@ -258,3 +260,23 @@ def test_azure_sql(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = capfd.readouterr()
     whole = found.out + found.err + "".join(traceback.format_exception(refused.value))
     assert "mend user and password" in whole and shown(whole) == []
+
+
+def test_a_gateway_over_mqtt(tmp_path: Path, places: dict[str, Any], certificates: Certificates) -> None:
+    """Microsoft's client logs on its own, and its errors have causes of its own."""
+    (tmp_path / "hub").mkdir()
+    hub = MqttHubServer(tmp_path / "hub", certificates, admits=False)
+    try:
+        string = places["environment"]["GATEWAY_STRING"].replace(places["hub"].name, "localhost")
+        environment = places["environment"] | {"GATEWAY_STRING": string}
+        tables = LOGIN + GATEWAY.replace('"https"', '"mqtt"')
+        gateway = Running(tmp_path / "gateway", "run gateway", tables, places | {"environment": environment})
+        try:
+            gateway.said("Error: ")
+        finally:
+            gateway.process.send_signal(signal.SIGTERM)
+            left = gateway.end()
+    finally:
+        hub.end()
+    assert "Traceback" in left and "it refuses the login" in left, left[:3000]
+    assert shown(left) == []
