@@ -187,7 +187,10 @@ def _value(value: Any, type_: str) -> bytes:
         seconds = (when.hour * 60 + when.minute) * 60 + when.second
         days = when.toordinal() - _EPOCH
         return b"\x08" + (seconds * 10**6 + when.microsecond).to_bytes(5, "little") + days.to_bytes(3, "little")
-    return struct.pack({"bigint": "<Bq", "real": "<Bf", "float": "<Bd"}[type_], 4 if type_ == "real" else 8, value)
+    packed: bytes = struct.pack(
+        {"bigint": "<Bq", "real": "<Bf", "float": "<Bd"}[type_], 4 if type_ == "real" else 8, value
+    )
+    return packed
 
 
 def calls(content: bytes) -> list[tuple[str, list[Any]]]:

@@ -3,10 +3,14 @@
 import json
 import logging
 import math
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +18,7 @@ import pyarrow as pa
 import pytest
 import sqlfluff
 import sqlglot
+import stored_flow
 from conftest import RunFlow
 from mssql_tables import at, fresh, serving
 from sql_tables import by_key, table, writer
@@ -288,6 +293,26 @@ def test_many_shards_write_at_once(where: SqlSettings, server: TdsServer) -> Non
     for thread in threads:
         thread.join(60)
     assert read_rows(where).to_pylist() == by_key(predictions(0, 210))
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_writer_leaves_each_prediction_once(
+    where: SqlSettings, server: TdsServer, tmp_path: Path
+) -> None:
+    """With cut sockets, deadlocks and a busy server in between."""
+    rows = 600
+    command = [sys.executable, stored_flow.__file__, str(tmp_path), str(rows), where.url, where.driver]
+    table(where).prepare()
+    for number in (0, 1205, 40501):
+        server.fail(pattern="MERGE", number=number, times=3)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while child.poll() is None and len(server.rows(name="predictions")) < 200:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    assert read_rows(where).to_pylist() == by_key(predictions(0, rows))
 
 
 def statements() -> list[str]:
