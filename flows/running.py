@@ -30,6 +30,9 @@ log = logging.getLogger("voltmill")
 #: What SQLite says of the recovery store, within the words of the engine: a full disk, say.
 _STORE_SAID: Final = re.compile(r'SqliteFailure\(.*?Some\("(.*?)"\)', re.DOTALL)
 
+#: What it says where the store has a place in a partition that the source no longer has, such as a topic filter.
+_GONE: Final = re.compile(r'Key StateKey\("(.*?)"\) is not in this worker')
+
 #: How long a process of a cluster that is asked to drain waits for the others, s: within Kubernetes' grace of 30.
 LEAVE_SECONDS: Final = 15.0
 
@@ -185,6 +188,9 @@ def _engine_failure(error: BaseException, settings: RunSettings, cluster: bool) 
     if said := _STORE_SAID.search(str(error)):
         words = f"the recovery store cannot be used: {said[1]}; once that is mended, start again: nothing is lost"
         return RuntimeError(f"{settings.state}: {words}")
+    if gone := _GONE.search(str(error)):
+        words = f"holds the place in {gone[1]!r}, which the source does not have: read what it was made for"
+        return RuntimeError(f"{settings.state}: {words}, or name another [run] state")
     if type(error).__name__ != "PanicException":  # it cannot be imported, and is no Exception
         return None
     if cluster:

@@ -6,11 +6,18 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import bytewax.operators as op
 import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.recovery import init_db_dir
+from bytewax.testing import TestingSink
 from hub_server import KEY, HubProcess
 from live_flow import Live, accepted, assert_complete, fleet
 
 from voltmill.connectors import pack
+from voltmill.flows import running
+from voltmill.flows.config import RunSettings
 from voltmill.kernels.schema import Quality
 
 CONFIG = """
@@ -86,7 +93,7 @@ def send(hub: HubProcess, sent: list[Message], choose: random.Random) -> None:
 def test_kill_9_loses_nothing_and_rewinds_are_flagged(hub: HubProcess, tmp_path: Path) -> None:
     flow, choose = OnHub(tmp_path, hub, 1), random.Random(5)
     sent = fleet(20, 300.0)
-    pieces = 3
+    pieces = 2
     for k in range(pieces):
         flow.start()
         flow.reading(4 * (k + 1))
@@ -137,14 +144,55 @@ def test_two_processes_share_four_partitions(hub: HubProcess, tmp_path: Path) ->
     assert {row["source_partition"] for row in flow.archived()} == {"0", "1"}
 
 
-def test_wrong_credentials_end_the_start_with_one_line(hub: HubProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_made_for_another_source_ends_the_start_with_one_line(tmp_path: Path, workers: int) -> None:
+    class Ending(StatefulSourcePartition[str, int]):
+        def __init__(self) -> None:
+            self._batches = iter([["a"], ["b"]])
+
+        def next_batch(self) -> list[str]:
+            return next(self._batches)
+
+        def snapshot(self) -> int:
+            return 0
+
+    class Parts(FixedPartitionedSource[str, int]):
+        def __init__(self, parts: list[str]) -> None:
+            self._parts = parts
+
+        def list_parts(self) -> list[str]:
+            return self._parts
+
+        def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> Ending:
+            return Ending()
+
+    def run(*parts: str) -> None:
+        flow = Dataflow("f")
+        op.output("out", op.input("source", flow, Parts(list(parts))), TestingSink([]))
+        running.run(flow, RunSettings(state=str(tmp_path), epoch_seconds=0.01), workers=workers)
+
+    init_db_dir(tmp_path, 1)
+    run("site/#")
+    with pytest.raises(RuntimeError, match="holds the place in 'site/#', which the source does not have"):
+        run("0", "1")
+
+
+def test_a_second_flow_ends_the_first_with_one_line(hub: HubProcess, tmp_path: Path) -> None:
+    flows = []
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        flows.append(OnHub(tmp_path / name, hub, 1))
+        flows[-1].start()
+        flows[-1].reading(4)
+    old, new = flows
+    assert old.processes[0].wait(30) == 1
+    assert "another process reads consumer group $Default" in old.log() and "Traceback" not in old.log(), old.log()
+    new.drain()
+
+
+def test_a_wrong_key_ends_the_start_with_one_line(hub: HubProcess, tmp_path: Path) -> None:
     flow = OnHub(tmp_path, hub, 1)
-    for value, says in (
-        ("", "nothing says which hub"),
-        ("HostName=x.azure-devices.net;SharedAccessKeyName=a;SharedAccessKey=s3cret", "Event Hub-compatible endpoint"),
-        (hub.connection_string.replace(KEY, "s3cretkey"), "the key is refused"),
-    ):
-        process = Live.start(flow, HUB=value)
-        assert process.wait(60) != 0
-        assert says in flow.log() and "s3cret" not in flow.log() and "Traceback" not in flow.log(), flow.log()
-        (tmp_path / "log").unlink()
+    process = Live.start(flow, HUB=hub.connection_string.replace(KEY, "s3cretkey"))
+    assert process.wait(60) != 0
+    assert "the key is refused" in flow.log(), flow.log()
+    assert "s3cret" not in flow.log() and "Traceback" not in flow.log()
