@@ -191,13 +191,15 @@ class MssqlDatabase:
             if np.isinf(column.to_numpy(zero_copy_only=False)).any():
                 raise Unfit(f"{name} is infinite, and no number of T-SQL is")
         elif not pa.types.is_integer(column.type):
-            self._fits(name, column.dictionary if pa.types.is_dictionary(column.type) else column)
+            labels = pa.types.is_dictionary(column.type)
+            # Of labels those of these rows alone: half of a batch still has the dictionary of the whole.
+            self._fits(name, column.dictionary.take(column.indices.unique().drop_null()) if labels else column)
         return list(sql_json.values(column))
 
     def _fits(self, name: str, texts: pa.StringArray) -> None:
         about = self._found[name]
         longest = pc.max(pc.binary_length(texts)).as_py() or 0  # bytes of UTF-8: never fewer than UTF-16 has units
-        if about.plain and not pc.all(pc.string_is_ascii(texts)).as_py() and len(texts):
+        if about.plain and pc.all(pc.string_is_ascii(texts)).as_py() is False:
             raise Unfit(f"{name} holds what is not ASCII, and its column is {about.type}")
         if about.length and longest > about.length:
             units = max(len(text.encode("utf-16-le")) // 2 for text in texts.to_pylist() if text is not None)

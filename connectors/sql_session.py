@@ -118,4 +118,8 @@ class Session:
         way.on_open()
         if way.long_text:
             self._cursor.setinputsizes([(module.SQL_WVARCHAR, 0, 0)])
-        self.execute(*self._setup)
+        try:
+            self.execute(*self._setup)
+        except BaseException:
+            self.close()  # else the next call would take it for one that is set up
+            raise

@@ -160,7 +160,9 @@ def test_refused_rows_become_dead_letters_and_stop_no_other(
 def test_what_a_column_cannot_hold_is_refused(where: SqlSettings, change: dict[str, Any], message: str) -> None:
     """``OPENJSON`` would cut it, or make null of it, without a word."""
     out = writer(where)
-    (refused,) = out.write([predictions(0, 5), predictions(5, 1, **change), predictions(6, 5)])
+    parts = [predictions(0, 5), predictions(5, 1, **change), predictions(6, 5)]
+    (whole,) = pa.Table.from_batches(parts).combine_chunks().to_batches()  # its halves share their labels
+    (refused,) = out.write([whole])
     assert refused.message == message and refused.row.column("source_offset")[0].as_py() == 5
     assert out.write([predictions(11, 1, device_id="ü" * 256), predictions(12, 1, device_id="\U0001f50b" * 128)]) == []
     assert read_rows(where).num_rows == 12
