@@ -4,9 +4,7 @@ A call is one statement with one parameter: the rows as JSON, which the server u
 trip to the server and is a transaction by itself. Rows are sorted by key, so that two writers seldom meet in opposite
 orders; the victim of a deadlock tries again.
 
-The table is there: ``voltmill db apply`` makes it. Times are ``datetime2`` in UTC; NaN and null both are NULL. A row
-that a column cannot hold is refused before it is sent, for ``OPENJSON`` cuts or drops what is too long without a
-word: a text of more characters, and what is infinite, which T-SQL has no number for.
+The table is there: ``voltmill db apply`` makes it. Times are ``datetime2`` in UTC; NaN and null both are NULL.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from voltmill.connectors import sql_json, sql_mssql_errors, sql_odbc
 from voltmill.connectors.sql_dialect import Failure, SqlError
 from voltmill.connectors.sql_entra import ATTRIBUTE, AwayError, Token
+from voltmill.connectors.sql_mssql_rows import Rows, Unfit
 from voltmill.connectors.sql_mssql_text import SESSION, Column, Statements, check, columns_query, types_for
 from voltmill.connectors.sql_session import Session, Way
 from voltmill.connectors.sql_settings import SqlSettings
@@ -44,10 +41,6 @@ _ENTRA: Final = ("entra", "activedirectorydefault", "activedirectorymsi", "activ
 _let_in: Final = set[str]()
 
 
-class Unfit(ValueError):
-    """A row that a column of the table cannot hold."""
-
-
 class MssqlDatabase:
     """One table of Azure SQL or SQL Server.
 
@@ -68,7 +61,7 @@ class MssqlDatabase:
         check(table, schema, key)
         self._settings, self._server, self._table = settings, settings.server, table
         self._schema, self._key = schema, tuple(key)
-        self._encoder = sql_json.Encoder(schema)
+        self._rows = Rows(schema, self._key)
         self._token = token or Token(self.place, self._server.user)
         self._found: dict[str, Column] = {}
         self._text: Statements | None = None
@@ -98,14 +91,7 @@ class MssqlDatabase:
     def upsert(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Store all rows in one statement, over older ones of the same keys."""
         text = self._statements().upsert
-        last: dict[tuple[Any, ...], Any] = {}
-        for batch in batches:
-            columns = {name: self._values(name, batch.column(name)) for name in self._schema.names}
-            keys = zip(*(map(_compared, columns[name]) for name in self._key), strict=True)
-            last |= zip(keys, self._encoder.rows(list(columns.values())), strict=True)
-        nulls = any(batch.column(name).null_count for batch in batches for name in self._key)
-        rows = [last[key] for key in sorted(last, key=_order if nulls else None)]
-        self._session.execute(text, self._encoder.text(rows))
+        self._session.execute(text, self._rows.text(batches, self._found))
 
     def run(self, statements: Sequence[str]) -> None:
         """Run statements in one transaction."""
@@ -184,28 +170,6 @@ class MssqlDatabase:
                 return f"{field.name} has collation {column.collation}, to which different keys are the same"
         return ""
 
-    def _values(self, name: str, column: pa.Array) -> list[Any]:
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("us"))  # without a Z behind it, which only some forms of a time take
-        elif pa.types.is_floating(column.type):
-            if np.isinf(column.to_numpy(zero_copy_only=False)).any():
-                raise Unfit(f"{name} is infinite, and no number of T-SQL is")
-        elif not pa.types.is_integer(column.type):
-            labels = pa.types.is_dictionary(column.type)
-            # Of labels those of these rows alone: half of a batch still has the dictionary of the whole.
-            self._fits(name, column.dictionary.take(column.indices.unique().drop_null()) if labels else column)
-        return list(sql_json.values(column))
-
-    def _fits(self, name: str, texts: pa.StringArray) -> None:
-        about = self._found[name]
-        longest = pc.max(pc.binary_length(texts)).as_py() or 0  # bytes of UTF-8: never fewer than UTF-16 has units
-        if about.plain and pc.all(pc.string_is_ascii(texts)).as_py() is False:
-            raise Unfit(f"{name} holds what is not ASCII, and its column is {about.type}")
-        if about.length and longest > about.length:
-            units = max(len(text.encode("utf-16-le")) // 2 for text in texts.to_pylist() if text is not None)
-            if units > about.length:
-                raise Unfit(f"{name} has {units} characters, and its column is {about.type}")
-
     def _way(self, module: ModuleType) -> Way:
         server = self._server
         options = {name.lower(): value for name, value in server.options.items()}
@@ -234,16 +198,6 @@ class MssqlDatabase:
 
     def _entered(self) -> None:
         _let_in.add(self._settings.place)
-
-
-def _compared(value: Any) -> Any:
-    """As the server compares it: it takes no notice of spaces at the end of a text, whatever the collation."""
-    return value.rstrip(" ") if isinstance(value, str) else value
-
-
-def _order(key: tuple[Any, ...]) -> tuple[tuple[bool, Any], ...]:
-    """Of keys one of whose parts may be null, which the server refuses."""
-    return tuple((part is not None, part if part is not None else 0) for part in key)
 
 
 def _driver(registered: Iterable[str]) -> str:
