@@ -17,6 +17,7 @@ epoch_seconds = 0.3
 port = {port}
 topics = {topics}
 client_id = "{client}"
+max_batch_rows = 500
 
 [gateway]
 connection_string = "${{GATEWAY_CONNECTION_STRING}}"

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import paho.mqtt.client as paho
-from servers import Certificates, Mosquitto, await_port, missing
+from servers import Certificates, Mosquitto, await_port, has_mosquitto, missing
 
 from voltmill.connectors.gateway_hub import HubError, Outgoing
 from voltmill.connectors.pack import unpack
@@ -33,7 +33,7 @@ def connection_string(server: str = "localhost", *, device: str = DEVICE, key: s
 
 
 def await_free(port: int, seconds: float = 60.0) -> None:
-    """Wait until nothing listens on a port, another run of the tests for one; skip if that takes too long."""
+    """Wait until nothing listens on a port, another run of the tests for one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -42,7 +42,7 @@ def await_free(port: int, seconds: float = 60.0) -> None:
                 probe.bind(("127.0.0.1", port))
                 return
         time.sleep(0.2)
-    missing(f"a hub on port {port}, which is taken: it")
+    raise AssertionError(f"something else listens on port {port}, the only one that the hub's client knows")
 
 
 class MqttHubServer(Mosquitto):
@@ -55,6 +55,8 @@ class MqttHubServer(Mosquitto):
     """
 
     def __init__(self, folder: Path, tls: Certificates, *, admits: bool = True) -> None:
+        if not has_mosquitto():
+            missing("Mosquitto")
         await_free(MQTT_PORT)
         self.host, self.port, self.folder, self.inner = "localhost", MQTT_PORT, folder, free_port()
         lines = ["per_listener_settings true", f"listener {self.port} 127.0.0.1", f"cafile {tls.ca_file}"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from gateway_hubs import KEY, MqttHubServer, connection_string
-from servers import Certificates, has_mosquitto, make_certificates, missing
+from servers import Certificates, make_certificates
 from websocket_bridge import PATH, WebSocketBridge
 
 from voltmill.connectors import gateway_mqtt
@@ -42,8 +42,6 @@ def collected() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MqttHubServer]:
-    if not has_mosquitto():
-        missing("Mosquitto")
     server = MqttHubServer(tmp_path_factory.mktemp("hub"), certificates)
     yield server
     server.end()
