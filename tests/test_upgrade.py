@@ -76,7 +76,10 @@ def layouts() -> dict[str, tuple[str, Any]]:
             [health.STATE.descr, health.STEP, health_table.MEMORIES, health_table.FILTER, health_table.START],
         ),
         "thin": (ThinState({}).snapshot()[0], [thin.STATE.descr, "target, sha256, length in us, devices"]),
-        "lake sink": ("v1", [str(lake), *(s.to_string() for s in (TELEMETRY, PREDICTION, DEAD_LETTER))]),
+        "lake sink": (
+            "v1",
+            [str(lake), *(s.to_string(show_field_metadata=False) for s in (TELEMETRY, PREDICTION, DEAD_LETTER))],
+        ),
         "store.json": (f"v{recovery.FORMAT}", recovery.StoreInfo.__struct_fields__),
     }
 
