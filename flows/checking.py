@@ -61,7 +61,7 @@ def _configuration(file: Path, offline: bool) -> Checked:
     except ValueError as e:  # of files that it names
         return Checked([f"{file}: {e}"], [])
     report = [f"{file}: good", *models.problems]
-    if not config.fleet:
+    if not config.fleet and not config.gateway.connection_string:  # a gateway knows no devices
         report.append("no [[fleet]] table: every device is unknown and gets no prediction")
     cells = {model.contract.cell_type for model, _ in found}
     for entry in config.fleet:

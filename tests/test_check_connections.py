@@ -346,6 +346,13 @@ class TestTogether:
     def test_only_what_the_file_names_is_tried(self, check: Check) -> None:
         assert check("") == (0, [], [])
 
+    def test_a_gateway_needs_no_fleet(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "gateway.toml"
+        file.write_text(f"[mqtt]\n[gateway]\nconnection_string = '{device_string()}'\n")
+        with pytest.raises(SystemExit):
+            cli.main(["check", "--offline", str(file)])
+        assert capsys.readouterr().out == f"{file}: good\n"
+
     def test_offline_tries_nothing(self, check: Check) -> None:
         text = f"[mqtt]\nport = {free_port()}"
         assert check(text, "--offline") == (0, [], [])
