@@ -1,110 +1,51 @@
 """A model behind HTTP on this machine, which answers with the features it was sent, or as a test wants it to."""
 
 import json
-import ssl
-import threading
 import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from scripted_http import Handler, React, ScriptedServer, hang, hang_up, status
 from servers import Certificates
 
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: "EndpointServer"
-
-    def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append((dict(self.headers), self.body["input_data"]))
-            self.server.peers.add(self.client_address)
-            self.server.under_way += 1
-            self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
-            react = self.server.script.pop(0) if self.server.script else self.server.usual
-        try:
-            react(self)
-        except OSError:  # the client has gone
-            self.close_connection = True
-        finally:
-            with self.server.lock:
-                self.server.under_way -= 1
-
-    def send(self, status: int, body: Any = b"", **headers: str) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+__all__ = ["EndpointServer", "Handler", "React", "hang", "hang_up", "status"]
 
 
-React = Callable[[Handler], None]
-
-
-class EndpointServer(ThreadingHTTPServer):
-    """Reacts to each request with the next of ``script``, and with ``usual`` when that is empty."""
-
-    daemon_threads = True
-    request_queue_size = 64
+class EndpointServer(ScriptedServer):
+    """Counts, beside the requests, how many are under way at once."""
 
     def __init__(self, certificates: Certificates | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock, self.released = threading.Lock(), threading.Event()
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
-        self.peers: set[Any] = set()
-        self.script: list[React] = []
-        self.usual: React = echo
         self.under_way = self.most_under_way = 0
-        self.host = "127.0.0.1"
-        if certificates:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificates.server_cert, certificates.server_key)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-            self.host = "localhost"
-        self.url = f"{'https' if certificates else 'http'}://{self.host}:{self.server_address[1]}/score"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__(echo, certificates)
+        self.url = f"{self.origin}/score"
 
     @property
     def rows(self) -> list[int]:
         """Of each request."""
         return [len(body["data"]) for _, body in self.requests]
 
-    def stop(self) -> None:
-        self.released.set()
-        self.shutdown()
-        self.server_close()
+    def note(self, handler: Handler) -> None:
+        self.requests.append((dict(handler.headers), given(handler)))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away, or refuses the certificate, is no news."""
+    def answered(self, handler: Handler) -> None:
+        with self.changed:
+            self.under_way -= 1
+
+
+def given(handler: Handler) -> dict[str, Any]:
+    """Names and values of the features."""
+    found: dict[str, Any] = json.loads(handler.body)["input_data"]
+    return found
 
 
 def echo(handler: Handler) -> None:
-    handler.send(200, {"outputs": handler.body["input_data"]["data"]})
-
-
-def status(code: int, body: Any = b"", **headers: str) -> React:
-    return lambda handler: handler.send(code, body, **headers)
+    handler.send(200, {"outputs": given(handler)["data"]})
 
 
 def says(body: Any) -> React:
     return status(200, body)
-
-
-def hang(handler: Handler) -> None:
-    """No answer until the test is over."""
-    handler.server.released.wait(30)
-    handler.close_connection = True
-
-
-def hang_up(handler: Handler) -> None:
-    handler.close_connection = True
 
 
 def half(handler: Handler) -> None:
@@ -145,7 +86,7 @@ def at_most(rows: int) -> React:
     """413 for more rows."""
 
     def react(handler: Handler) -> None:
-        data = handler.body["input_data"]["data"]
+        data = given(handler)["data"]
         (echo if len(data) <= rows else status(413))(handler)
 
     return react

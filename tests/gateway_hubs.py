@@ -2,26 +2,28 @@
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
 import os
 import socket
-import ssl
-import threading
+import tempfile
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import paho.mqtt.client as paho
+from scripted_http import Handler, React, ScriptedServer, hang, hang_up
 from servers import Certificates, Mosquitto, await_port, has_mosquitto, missing
 
 from voltmill.connectors.gateway_hub import HubError, Outgoing
 from voltmill.connectors.pack import unpack
 from voltmill.flows.broker import free_port
+
+__all__ = ["Handler", "HttpsHubServer", "MqttHubServer", "hang", "hang_up"]
 
 DEVICE, KEY = "gw-1", base64.b64encode(b"the key of gateway 1: a secret").decode()
 #: azure-iot-device connects to no other; for a WebSocket to 443 (``websocket_bridge``).
@@ -32,17 +34,40 @@ def connection_string(server: str = "localhost", *, device: str = DEVICE, key: s
     return f"HostName={server};DeviceId={device};SharedAccessKey={key}"
 
 
-def await_free(port: int, seconds: float = 60.0) -> None:
-    """Wait until nothing listens on a port, another run of the tests for one."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
+class _PortLock:
+    """Held while a server of this process has, or is about to have again, the one port that the client knows.
+
+    Tests that run side by side, or in another clone, wait for each other.
+    """
+
+    def __init__(self) -> None:
+        self._holders, self._file = 0, Path(tempfile.gettempdir()) / f"voltmill-tests-{MQTT_PORT}.lock"
+
+    def take(self, seconds: float = 240.0) -> None:
+        if not self._holders:
+            self._open = self._file.open("a")
+            deadline = time.monotonic() + seconds
+            while not self._free():
+                assert time.monotonic() < deadline, f"something else has port {MQTT_PORT}, which the client has fixed"
+                time.sleep(0.1)
+        self._holders += 1
+
+    def release(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._open.close()
+
+    def _free(self) -> bool:
+        """Whether the lock is ours, and nobody who knows no lock listens."""
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            fcntl.flock(self._open, fcntl.LOCK_EX | fcntl.LOCK_NB)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"something else listens on port {port}, the only one that the hub's client knows")
+            probe.bind(("127.0.0.1", MQTT_PORT))
+            return True
+        return False
+
+
+_PORT = _PortLock()
 
 
 class MqttHubServer(Mosquitto):
@@ -57,7 +82,7 @@ class MqttHubServer(Mosquitto):
     def __init__(self, folder: Path, tls: Certificates, *, admits: bool = True) -> None:
         if not has_mosquitto():
             missing("Mosquitto")
-        await_free(MQTT_PORT)
+        _PORT.take()
         self.host, self.port, self.folder, self.inner = "localhost", MQTT_PORT, folder, free_port()
         lines = ["per_listener_settings true", f"listener {self.port} 127.0.0.1", f"cafile {tls.ca_file}"]
         lines += [f"certfile {tls.server_cert}", f"keyfile {tls.server_key}", f"allow_anonymous {str(admits).lower()}"]
@@ -91,6 +116,7 @@ class MqttHubServer(Mosquitto):
         self._reader.disconnect()
         self._reader.loop_stop()
         self.stop()
+        _PORT.release()
 
     def properties(self) -> list[dict[str, str]]:
         """Of each pack, system properties as `$.name`."""
@@ -101,80 +127,21 @@ class MqttHubServer(Mosquitto):
         return [message for _, body in list(self.packs) for message in unpack(body)]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: "HttpsHubServer"
-
-    def do_GET(self) -> None:
-        self._react()
-
-    def do_POST(self) -> None:
-        self._react()
-
-    def _react(self) -> None:
-        size = int(self.headers.get("Content-Length", 0))
-        self.body = self.rfile.read(size)
-        if len(self.body) < size:  # a sender that was killed
-            self.close_connection = True
-            return
-        with self.server.lock:
-            self.server.peers.add(self.client_address)
-            react = self.server.script.pop(0) if self.server.script and self.command == "POST" else self.server.usual
-        try:
-            react(self)
-        except OSError:
-            self.close_connection = True
-
-    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        if status != 204:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-React = Callable[[_Handler], None]
-
-
-class HttpsHubServer(ThreadingHTTPServer):
+class HttpsHubServer(ScriptedServer):
     """The device side of IoT Hub's REST interface: checks tokens and size; each POST meets the next of ``script``."""
 
-    daemon_threads = True
-
     def __init__(self, tls: Certificates, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tls.server_cert, tls.server_key)
-        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self.lock, self.released = threading.Lock(), threading.Event()
-        self.script: list[React] = []
-        self.usual: React = take
         self.packs: list[tuple[dict[str, str], bytes]] = []
         self.tokens: list[str] = []
-        self.peers: set[Any] = set()
         self.keys = {DEVICE: KEY}
-        self.name = f"localhost:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__(take, tls, port)
+        self.name = self.address
 
     def messages(self) -> list[tuple[str, bytes]]:
         return [message for _, body in list(self.packs) for message in unpack(body)]
 
-    def end(self) -> None:
-        self.released.set()
-        self.shutdown()
-        self.server_close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
-
-
-def take(handler: _Handler) -> None:
+def take(handler: Handler) -> None:
     """What the hub does: who are you, is it small enough, then it is kept."""
     hub, parts = handler.server, urlsplit(handler.path)
     device = unquote(parts.path.split("/")[2])
@@ -189,7 +156,7 @@ def take(handler: _Handler) -> None:
         return handler.send(204)
     if len(handler.body) > 256 << 10:
         return handler.send(413, error("ErrorCode:MessageTooLarge"))
-    with hub.lock:
+    with hub.changed:
         hub.tokens.append(token)
         hub.packs.append(({name.lower(): value for name, value in handler.headers.items()}, handler.body))
     return handler.send(204)
@@ -214,19 +181,9 @@ def answers(status: int, text: str = "", **headers: str) -> React:
     return lambda handler: handler.send(status, error(text), **headers)
 
 
-def hang(handler: _Handler) -> None:
-    """No answer until the test is over."""
-    handler.server.released.wait(30)
-    handler.close_connection = True
-
-
-def hang_up(handler: _Handler) -> None:
-    handler.close_connection = True
-
-
-def take_and_hang_up(handler: _Handler) -> None:
+def take_and_hang_up(handler: Handler) -> None:
     """The hub has the message, and the sender never learns it."""
-    with handler.server.lock:
+    with handler.server.changed:
         handler.server.packs.append(({name.lower(): value for name, value in handler.headers.items()}, handler.body))
     handler.close_connection = True
 

@@ -266,7 +266,7 @@ class TestIotHub:
             strange = make_certificates(tmp_path / "other").ca_file
             assert "authority" in found(DEVICE_KEY, ca=strange).fails[0]
         finally:
-            hub.end()
+            hub.stop()
 
 
 class TestLake:

@@ -59,7 +59,7 @@ def gateway(tmp_path: Path, mosquitto: Callable[..., Mosquitto], certificates: C
 def https_hub(certificates: Certificates) -> Iterator[HttpsHubServer]:
     server = HttpsHubServer(certificates)
     yield server
-    server.end()
+    server.stop()
 
 
 def once(arrived: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

@@ -21,7 +21,7 @@ PACK = Outgoing(b'[{"topic":"a","payload":1}]', "s-1-1", late=False)
 def server(certificates: Certificates) -> Iterator[HttpsHubServer]:
     server = HttpsHubServer(certificates)
     yield server
-    server.end()
+    server.stop()
 
 
 @pytest.fixture

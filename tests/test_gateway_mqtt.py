@@ -141,7 +141,8 @@ def test_many_failures_leave_no_threads_and_no_files(settings, server):
         if k > 1:
             used.append((threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))))
     hub.close()
-    assert max(used) <= (used[0][0] + 1, used[0][1] + 2), used
+    threads, files = (min(counts) for counts in zip(*used[-4:], strict=True))  # a thread may just be ending
+    assert threads <= used[0][0] + 1 and files <= used[0][1] + 2, used
 
 
 def test_the_token_is_renewed_by_another_client_between_two_messages(hub, server, monkeypatch):

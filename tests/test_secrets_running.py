@@ -109,11 +109,8 @@ def places(
                 **WORDS,
             },
         }
-    for server in (model, receiver):
+    for server in (model, hub, receiver):
         server.stop()
-    model.shutdown()
-    model.server_close()
-    hub.end()
 
 
 class Running:
