@@ -1,5 +1,5 @@
 # Every target sets itself up: .venv from uv.lock, for `test` the servers too. See deploy/dev/setup.sh.
-#   make test PYTEST="tests/test_hashing.py -k stable"    make demo ARGS="--help"    PYTHON=/path/to/python make test
+#   make test PYTEST="tests/test_hashing.py -k stable" JOBS=0    make demo ARGS="--help"    PYTHON=/path/to/python make test
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,6 +8,7 @@ BIN := .venv/bin
 PYTEST ?=
 ARGS ?=
 SEED ?=
+JOBS ?= 2
 KILLS ?= 100
 
 .PHONY: help demo test chaos azure check fmt bench train clean run-env dev-env train-env
@@ -20,7 +21,7 @@ demo: run-env ## the whole pipeline on this machine, about a minute, ends with a
 
 test: dev-env ## every test and every example in the docstrings
 	@deploy/dev/servers.sh
-	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" $(BIN)/pytest $(PYTEST)
+	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" $(BIN)/pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 chaos: dev-env ## kill -9, outages and restarts for an hour; prints the losses (none) and tests/chaos/latest.json
 	@deploy/dev/servers.sh
