@@ -39,12 +39,19 @@ def open_url(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         ValueError: the options are not such as it takes.
     """
     options = dict(options)
+    if re.match(r"https?://[^/]*\.(blob|dfs)\.core\.windows\.net(/|$)", url):  # as the portal shows a container
+        raise ValueError("a container is named abfs://CONTAINER/FOLDER, its account in storage_options")
     if is_azure(url):
         need("adlfs", f"a lake at {shown(url)}")
         if options.get("client_id"):
             need("azure.identity", f"a lake at {shown(url)}")
         options = {"max_concurrency": _PARTS_AT_ONCE} | _with_credential(url, options)
-    fs, root = fsspec.url_to_fs(url, **options)
+    try:
+        fs, root = fsspec.url_to_fs(url, **options)
+    except ValueError as error:
+        if "Must provide either a connection_string or account_name" not in str(error):
+            raise
+        raise ValueError("no account is named: set account_name in storage_options") from None
     config = getattr(getattr(fs, "service_client", None), "_config", None)  # adlfs has no option that says it
     if config is not None:
         config.retry_policy.total_retries = 0

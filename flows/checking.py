@@ -71,6 +71,8 @@ def _configuration(file: Path, offline: bool) -> Checked:
         elif not entry.capacity_ah:
             report.append(f"{place}: capacity_ah is not set: no predictions")
         report += [f"{place}: {line}" for line in _side_by_side(found, entry)]
+    if config.run.source == "mqtt" and config.iothub != Config().iothub:
+        report.append('[iothub] is not read from: set [run] source = "iothub"')
     if unnamed := by_default(file, config):
         report.append(unnamed)
     return Checked([], report, () if offline else tried(named(file, config)))

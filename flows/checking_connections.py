@@ -40,6 +40,8 @@ def named(file: Path, config: Config) -> dict[str, Probe]:
     probes: dict[str, Probe] = {}
     if "state" in tables.get("run", {}):
         probes["[run] state"] = partial(_state, Path(config.run.state))
+    if "gateway" in tables:
+        probes["[gateway] store"] = partial(_store, Path(config.gateway.store))
     if "mqtt" in tables:
         probes["[mqtt]"] = partial(mqtt_probe.probe, config.mqtt)
     if "iothub" in tables or config.run.source == "iothub":
@@ -98,10 +100,25 @@ def _endpoint(settings: EndpointSettings) -> Probe:
 
 def _state(folder: Path) -> Finding:
     """Whether this user may write the recovery store, or make its folder."""
-    place = f"recovery store {folder}"
+    return _folder(f"recovery store {folder}", folder, "[run] state")
+
+
+def _store(file: Path) -> Finding:
+    """Whether this user may write the gateway's store, or make it."""
+    place = f"gateway store {file}"
+    if file.is_dir():
+        return Finding(place, f"{file} is a folder", "name a file in [gateway] store")
+    if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        return Finding(place, f"this user may not write {file}", "give it the right, or name another [gateway] store")
+    found = _folder(place, file.parent, "[gateway] store")
+    return found if not found.works or file.exists() else Finding(place, facts="made at the first start")
+
+
+def _folder(place: str, folder: Path, key: str) -> Finding:
+    """Whether this user may write a folder, or make it."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        return Finding(place, f"{there} is a file", "name a folder in [run] state")
+        return Finding(place, f"{there} is a file", f"name a folder in {key}")
     if not os.access(there, os.W_OK | os.X_OK):
-        return Finding(place, f"this user may not write {there}", "give it the right, or name another [run] state")
+        return Finding(place, f"this user may not write {there}", f"give it the right, or name another {key}")
     return Finding(place, facts="" if there == folder.absolute() else "made at the first start")

@@ -256,7 +256,9 @@ class TestIotHub:
 
         hub = HttpsHubServer(certificates)
         try:
-            assert found(DEVICE_KEY) == (0, [f"IoT Hub {hub.name}, device {DEVICE}: works, logged in over https"], [])
+            store = f"gateway store {tmp_path}/g.db: works, made at the first start"
+            works = f"IoT Hub {hub.name}, device {DEVICE}: works, logged in over https"
+            assert found(DEVICE_KEY) == (0, [store, works], [])
             wrong = found("d3Jvbmcta2V5LXdyb25nLWtleQ==")
             assert (
                 wrong.status == 1 and "mend the SharedAccessKey" in wrong.fails[0] and "d3Jvbmcta2V5" not in str(wrong)
@@ -290,6 +292,17 @@ class TestLake:
         url = tmp_path / "lake"
         assert check(f'[lake]\nurl = "{url}"').works == [f"lake {url}: works, made at the first start"]
         assert not url.exists()
+
+    @pytest.mark.parametrize(
+        ("url", "said"),
+        [
+            ("https://bms.blob.core.windows.net/fleet/lake", "a container is named abfs://CONTAINER/FOLDER"),
+            ("abfs://fleet/lake", "no account is named: set account_name in storage_options"),
+        ],
+    )
+    def test_an_account_that_is_not_named_as_it_should(self, check: Check, url: str, said: str) -> None:
+        found = check(f'[lake]\nurl = "{url}"')
+        assert found.status == 1 and said in found.fails[0]
 
     def test_a_missing_package_is_one_line(self, check: Check) -> None:
         found = check('[lake]\nurl = "s3://bucket/lake"')
@@ -369,6 +382,26 @@ class TestTogether:
         found = check(f'[run]\nstate = "{tmp_path}/file"')
         assert found.fails == [
             f"recovery store {tmp_path}/file: {tmp_path}/file is a file; name a folder in [run] state"
+        ]
+
+    def test_the_store_of_a_gateway(self, check: Check, tmp_path: Path) -> None:
+        def found(store: Path) -> str:
+            checked = check(f'[gateway]\nstore = "{store}"')  # no hub is named, and that is told beside it
+            return next(line for line in (*checked.works, *checked.fails) if line.startswith("gateway store"))
+
+        store = tmp_path / "a" / "gateway.db"
+        assert found(store) == f"gateway store {store}: works, made at the first start"
+        assert not store.parent.exists()
+        file = tmp_path / "file"
+        file.touch()
+        assert found(file) == f"gateway store {file}: works"
+        said = found(file / "gateway.db")
+        assert said.endswith(f"{file} is a file; name a folder in [gateway] store")
+        assert found(tmp_path).endswith("is a folder; name a file in [gateway] store")
+
+    def test_a_hub_that_is_named_and_not_read(self, check: Check) -> None:
+        assert check('[iothub]\nconsumer_group = "g"', "--offline").works == [
+            '[iothub] is not read from: set [run] source = "iothub"'
         ]
 
     def test_probes_run_side_by_side_and_one_that_hangs_is_left(self) -> None:
