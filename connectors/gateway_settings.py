@@ -44,6 +44,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: it is none of a device; the message shows nothing of it.
         """
+        if text.strip()[:1] in ("'", '"'):  # files of variables for containers keep them
+            raise ValueError("connection_string begins with a quotation mark: leave the marks out")
         pairs = [part.partition("=") for part in text.strip().rstrip(";").split(";")]
         found = {name.strip().lower(): value.strip() for name, _, value in pairs}
         if len(found) < len(pairs):
@@ -97,8 +99,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 _SHAPE: Final = 'write "HostName=…;DeviceId=…;SharedAccessKey=…", as the portal shows it at the device'
 _NOT_OURS: Final = {
-    "sharedaccesskeyname": "is that of a policy of the hub, which may do everything there: take that of the device",
     "endpoint": "is that of the Event Hubs-compatible endpoint, from which one reads: take that of the device",
+    "sharedaccesskeyname": "is that of a policy of the hub, which may do everything there: take that of the device",
     "moduleid": "is that of a module: take that of the device",
     "x509": "asks for a certificate, but the gateway logs in with a key",
     "sharedaccesssignature": "holds a token, which expires: take the one with the key",
