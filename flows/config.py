@@ -166,7 +166,10 @@ def parse(data: dict[str, Any], name: str, environ: Mapping[str, str]) -> Config
     """
     filled = _Filled(environ)
     try:
-        config = msgspec.convert(filled.value(data, ""), Config)
+        values = filled.value(data, "")
+        if filled.missing:  # all of them at once
+            raise ConfigError("; ".join(filled.missing))
+        config = msgspec.convert(values, Config)
         build_mapper(config.decode, config.mapping)  # what stands in a mapping is checked as it is compiled
         _check_places(config.notify)
     except msgspec.ValidationError as e:
@@ -192,6 +195,7 @@ class _Filled:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._used: dict[str, str] = {}
+        self.missing: list[str] = []
 
     def value(self, value: Any, place: str) -> Any:
         if isinstance(value, dict):
@@ -213,7 +217,8 @@ class _Filled:
 
     def _look_up(self, name: str, place: str) -> str:
         if name not in self._environ:
-            raise ConfigError(f"[{place}] the environment variable {name} is not set")
+            self.missing.append(f"[{place}] the environment variable {name} is not set")
+            return ""
         return self._used.setdefault(name, self._environ[name])
 
 

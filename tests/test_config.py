@@ -216,6 +216,10 @@ class TestEnvironment:
         assert "[lake.storage_options.key] the environment variable K is not set" in refused(
             "[lake]\nstorage_options = { key = '${K}' }", tmp_path
         )
+        assert refused("[mqtt]\nusername = '${U}'\npassword = '${PW}'", tmp_path) == (  # all of them at once
+            "c.toml: [mqtt.username] the environment variable U is not set; "
+            "[mqtt.password] the environment variable PW is not set"
+        )
 
     def test_the_process_environment_is_the_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VOLTMILL_TEST_LAKE", "here")
