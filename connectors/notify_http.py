@@ -68,7 +68,7 @@ class Webhook:
             NotifyError: it is not there, or does not take our credentials.
         """
         answer = self._http.ask("OPTIONS", b"", self._common())
-        if answer.status in (401, 403, 404, 410):
+        if answer.status in (401, 403, 404, 410, *_REDIRECTS):
             raise refused(answer, self.MENDS, *self._http.secrets)
         allowed = answer.headers.get("webhook-allowed-origin", "")
         if self._settings.origin and allowed not in ("*", self._settings.origin):

@@ -199,7 +199,8 @@ def test_a_probe_of_a_webhook_sends_no_event(hook):
 
 
 @pytest.mark.parametrize(
-    ("code", "mend"), [(401, "set headers"), (403, "set headers"), (404, "check url"), (410, "wants no more")]
+    ("code", "mend"),
+    [(302, "final address"), (401, "set headers"), (403, "set headers"), (404, "check url"), (410, "wants no more")],
 )
 def test_a_probe_says_what_a_webhook_has_against_us(hook, code, mend):
     hook.usual = status(code, b"S3cr3t is wrong")
