@@ -93,7 +93,8 @@ class Patience:
                     raise error
                 if now - said >= _WORD_EVERY_SECONDS:
                     waited = {"seconds": round(now - began, 1)}
-                    log.warning("waiting for %s: %s", self._system, _line(error), extra=waited)
+                    said_of = _line(error).removeprefix(f"{self._system}: ")
+                    log.warning("waiting for %s: %s", self._system, said_of, extra=waited)
                     said = now
                 asked = min(getattr(error, "retry_after", 0.0), _LONGEST_ASKED_SECONDS)
                 self._pause(min(max(pause * random.uniform(0.5, 1.0), asked), deadline - now))
@@ -119,5 +120,6 @@ class Patience:
 
 
 def _line(error: Exception) -> str:
-    """An error of a library on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """An error on one line; those of our own are one, and say what they are about."""
+    line = " ".join(str(error).split())[:300]
+    return line if type(error).__module__.startswith("voltmill.") else f"{type(error).__name__}: {line}"

@@ -9,6 +9,7 @@ import pytest
 from voltmill.connectors import outage
 from voltmill.connectors.drain import Drain
 from voltmill.connectors.outage import Patience
+from voltmill.connectors.store import LakeAwayError
 
 
 class Away:
@@ -88,6 +89,17 @@ def test_the_log_says_what_is_waited_for_once_and_when_it_is_back(caplog: pytest
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert caplog.messages[0] == "waiting for lake a/b: ConnectionError: away, with a line break"
     assert caplog.messages[1] == "lake a/b is back"
+
+
+def test_what_an_error_of_our_own_says_is_not_said_twice(caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[Exception] = [LakeAwayError("lake a/b: cannot list: a proxy is in the way")]
+
+    def attempt() -> None:
+        if errors:
+            raise errors.pop()
+
+    Patience("lake a/b").call(attempt, lambda error: True)
+    assert caplog.messages[0] == "waiting for lake a/b: cannot list: a proxy is in the way"
 
 
 def test_a_system_that_asks_for_a_pause_is_left_alone_for_it_a_minute_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
