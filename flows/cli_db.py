@@ -24,13 +24,13 @@ def apply(
 ) -> None:
     """Make the schema of the database, or bring it up to date."""
 
-    def work(schema: "Schema") -> list[str]:
+    def work(schema: "Schema", place: str) -> list[str]:
         if not dry_run:
             said: list[str] = []
             schema.apply(said.append)
-            return said or [f"up to date at version {schema.status().version}"]
+            return [place, *(said or [f"up to date at version {schema.status().version}"])]
         pending = schema.status().pending
-        return [f"-- {one.name}\n\n{one.text}" for one in pending] or ["-- nothing to apply"]
+        return [f"-- {place}", *([f"-- {one.name}\n\n{one.text}" for one in pending] or ["-- nothing to apply"])]
 
     _on(config, work)
 
@@ -39,9 +39,10 @@ def apply(
 def status(config: ConfigFile = None) -> None:
     """Which parts of the schema the database has; changes nothing."""
 
-    def work(schema: "Schema") -> list[str]:
+    def work(schema: "Schema", place: str) -> list[str]:
         found = schema.status()
-        lines = [f"{one.name}  applied {one.applied_at}" for one in found.applied]
+        lines = [place]
+        lines += [f"{one.name}  applied {one.applied_at}" for one in found.applied]
         lines += [f"{one.name}  not applied" for one in found.pending]
         end = f"version {found.version}"
         return [*lines, f"{end}: run voltmill db apply" if found.pending else f"{end}, up to date"]
@@ -71,11 +72,13 @@ def copy(
         raise ConfigError(str(e)) from None
     gone = frozenset(finished or [])
     if dry_run:
-        for _, text in synapse.calls(synapse.to_load(store, [], gone), base):
+        todo = synapse.to_load(store, [], gone)
+        for _, text in synapse.calls(todo, base):
             typer.echo(f"{text};")
+        typer.echo(f"-- {len(todo.files)} files to load; {todo.unsettled} files are not settled yet")
         return
 
-    def work(schema: "Schema") -> list[str]:
+    def work(schema: "Schema", place: str) -> list[str]:
         todo = synapse.to_load(store, schema.database.rows(synapse.LOADED), gone)
         rows = 0
         for _, text in synapse.calls(todo, base):
@@ -85,12 +88,13 @@ def copy(
     _on(config, work)
 
 
-def _on(config: "ConfigFile", work: "Callable[[Schema], list[str]]") -> None:
-    """Do it on the schema of the configured database, and print the lines that it gives."""
+def _on(config: "ConfigFile", work: "Callable[[Schema, str], list[str]]") -> None:
+    """Do it on the schema of the configured database, named so, and print the lines that it gives."""
     from voltmill.connectors.outage import Patience
     from voltmill.connectors.sql import SqlTable
 
     settings = load(config).sql
     table = SqlTable(settings, patience=Patience(f"the database {settings.place}", seconds=_PATIENCE_SECONDS))
-    for line in table.with_schema(work):
+    place = f"database {settings.place}"  # who forgot --config sees that it is another one
+    for line in table.with_schema(lambda schema: work(schema, place)):
         typer.echo(line)

@@ -211,15 +211,17 @@ def test_the_command(where: SqlSettings, tmp_path: Path, capsys: pytest.CaptureF
         assert ended.value.code == 0
         return capsys.readouterr().out.splitlines()
 
-    assert run("status") == ["001_tables  not applied", "002_reports  not applied", "version 0: run voltmill db apply"]
+    place = f"database {where.place}"
+    nothing = ["001_tables  not applied", "002_reports  not applied", "version 0: run voltmill db apply"]
+    assert run("status") == [place, *nothing]
     shown = run("apply", "--dry-run")
-    assert shown[0] == "-- 001_tables" and "CREATE VIEW module_latest AS" in shown
+    assert shown[:2] == [f"-- {place}", "-- 001_tables"] and "CREATE VIEW module_latest AS" in shown
     assert run("status")[-1] == "version 0: run voltmill db apply"
-    assert run("apply") == ["001_tables applied", "002_reports applied"]
-    assert run("apply") == ["up to date at version 2"]
-    assert run("apply", "--dry-run") == ["-- nothing to apply"]
+    assert run("apply") == [place, "001_tables applied", "002_reports applied"]
+    assert run("apply") == [place, "up to date at version 2"]
+    assert run("apply", "--dry-run") == [f"-- {place}", "-- nothing to apply"]
     lines = run("status")
-    assert lines[-1] == "version 2, up to date" and lines[0].startswith("001_tables  applied 20")
+    assert lines[-1] == "version 2, up to date" and lines[1].startswith("001_tables  applied 20")
     query(where, "INSERT INTO voltmill_schema (version, name, sha256) VALUES (9, '009_later', '')")
     with pytest.raises(SystemExit) as ended:
         main(["db", "status", "-c", config(where, tmp_path)])
