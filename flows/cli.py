@@ -74,7 +74,7 @@ def live(
     process: Annotated[int | None, typer.Option("-i", "--process-id", min=0, help="Index in the cluster.")] = None,
     addresses: Annotated[str, typer.Option("-a", "--addresses", help="host:port;host:port of the cluster.")] = "",
 ) -> None:
-    """MQTT in; telemetry, predictions and dead letters out, to lake and database."""
+    """MQTT or IoT Hub in; telemetry, predictions and dead letters out, to lake and database."""
     cluster = [a for a in addresses.split(";") if a]
     if bool(cluster) != (process is not None) or (process is not None and not process < len(cluster)):
         raise ConfigError("-i and -a go together: -i is the index, from 0, of this process in -a")
@@ -179,7 +179,7 @@ def check(
 def demo(
     folder: Annotated[Path | None, typer.Option(help="Where the results stay; default: a new folder here.")] = None,
     seconds: Annotated[float, typer.Option(min=5, help="How long the fleet runs.")] = 60.0,
-    modules: Annotated[int, typer.Option(min=4, help="How many modules there are.")] = 256,
+    modules: Annotated[int, typer.Option(min=4, help="How many modules there are, rounded to a multiple of 16.")] = 256,
     speed: Annotated[float, typer.Option(min=1, help="Event seconds per second.")] = 30.0,
     broker: Annotated[BrokerKind | None, typer.Option(help="Default: Mosquitto if it is installed.")] = None,
 ) -> None:
