@@ -199,17 +199,22 @@ class Shape:
         return Flow(folder, self.broker.port, text, {"GATEWAY_CONNECTION": login}, "gateway")
 
 
+def _not_here() -> list[str]:
+    """Servers that are needed and not installed."""
+    needed = {
+        "Mosquitto": has_mosquitto(),
+        "Azurite": find_azurite(),
+        "PostgreSQL": find_postgresql(),
+        "the ODBC driver of PostgreSQL": find_psqlodbc(),
+    }
+    return [name for name, found in needed.items() if not found]
+
+
 @contextmanager
 def shape(folder: Path) -> Iterator[Shape]:
     """The servers, started on free ports of the loopback; what still runs at the end is ended."""
-    for found, name in [
-        (has_mosquitto(), "Mosquitto"),
-        (find_azurite(), "Azurite"),
-        (find_postgresql(), "PostgreSQL"),
-        (find_psqlodbc(), "the ODBC driver of PostgreSQL"),
-    ]:
-        if not found:
-            missing(name)
+    for name in _not_here():
+        missing(name)
     certificates = make_certificates(_made(folder / "certificates"))
     with ExitStack() as stack:
         broker = Mosquitto(_made(folder / "mosquitto"), persistence=True)
@@ -307,6 +312,8 @@ def main(
 ) -> None:
     """The whole Azure shape on this machine, with kill -9 in the middle; ends with a table."""
     os.environ["CI"] = "true"  # a missing server is an error here, not a test to skip
+    if absent := _not_here():
+        sys.exit(f"not installed: {', '.join(absent)}; make azure unpacks what is missing, and then runs this")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="voltmill-azure-") as folder, shape(Path(folder)) as world:
         counts = run(world, modules=modules, seconds=seconds, say=lambda line: typer.echo(f"  {line}"))
