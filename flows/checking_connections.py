@@ -118,7 +118,7 @@ def _folder(place: str, folder: Path, key: str) -> Finding:
     """Whether this user may write a folder, or make it."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        return Finding(place, f"{there} is a file", f"name a folder in {key}")
+        return Finding(place, f"{there} is a file", f"name another {key}")
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding(place, f"this user may not write {there}", f"give it the right, or name another {key}")
     return Finding(place, facts="" if there == folder.absolute() else "made at the first start")

@@ -380,9 +380,7 @@ class TestTogether:
         assert found == (0, [f"recovery store {tmp_path}/a/b: works, made at the first start"], [])
         (tmp_path / "file").touch()
         found = check(f'[run]\nstate = "{tmp_path}/file"')
-        assert found.fails == [
-            f"recovery store {tmp_path}/file: {tmp_path}/file is a file; name a folder in [run] state"
-        ]
+        assert found.fails == [f"recovery store {tmp_path}/file: {tmp_path}/file is a file; name another [run] state"]
 
     def test_the_store_of_a_gateway(self, check: Check, tmp_path: Path) -> None:
         def found(store: Path) -> str:
@@ -396,7 +394,7 @@ class TestTogether:
         file.touch()
         assert found(file) == f"gateway store {file}: works"
         said = found(file / "gateway.db")
-        assert said.endswith(f"{file} is a file; name a folder in [gateway] store")
+        assert said.endswith(f"{file} is a file; name another [gateway] store")
         assert found(tmp_path).endswith("is a folder; name a file in [gateway] store")
 
     def test_a_hub_that_is_named_and_not_read(self, check: Check) -> None:
