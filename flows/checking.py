@@ -70,12 +70,22 @@ def _configuration(file: Path, offline: bool) -> Checked:
             report.append(f'{place}: no model was made for cell type "{entry.cell_type}": no predictions')
         elif not entry.capacity_ah:
             report.append(f"{place}: capacity_ah is not set: no predictions")
+        elif blind := _without_capacity(found, entry):
+            report.append(f"{place}: operating_volt is not set: no capacity is measured, no values of {blind}")
         report += [f"{place}: {line}" for line in _side_by_side(found, entry)]
     if config.run.source == "mqtt" and config.iothub != Config().iothub:
         report.append('[iothub] is not read from: set [run] source = "iothub"')
     if unnamed := by_default(file, config):
         report.append(unnamed)
     return Checked([], report, () if offline else tried(named(file, config)))
+
+
+def _without_capacity(found: Sequence[Chosen], entry: FleetEntry) -> str:
+    """Models that go by measured capacities, which take the voltages of empty and full, where none are given."""
+    if any(entry.operating_volt):
+        return ""
+    contracts = [model.contract for model, _ in found if serves(model.contract, entry)]
+    return ", ".join(each.name for each in contracts if "measured_capacity_ah" in each.feature_names)
 
 
 def _side_by_side(found: Sequence[Chosen], entry: FleetEntry) -> Iterator[str]:

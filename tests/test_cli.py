@@ -239,6 +239,8 @@ class TestCheck:
         assert 'match = "*": no model was made for cell type "xyz": no predictions' in call("check", path).out
         path = file("c.toml", FLEET.replace("capacity_ah = 3.0", ""))
         assert 'match = "*": capacity_ah is not set: no predictions' in call("check", path).out
+        path = file("c.toml", FLEET + '[[model]]\nname = "measured_soh"\n')
+        assert "no capacity is measured, no values of measured_soh" in call("check", path).out
 
     @pytest.mark.parametrize(
         ("text", "line"),
