@@ -197,8 +197,9 @@ def test_the_command_prints_what_it_would_run(
     monkeypatch.setattr(synapse, "address", lambda url, options: "https://bms.dfs.core.windows.net/fleet")
     with pytest.raises(SystemExit) as ended:
         main(["db", "copy", "--dry-run", "-c", str(file), "--finished", STORE])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0 and len(lines) == 4
+    assert last == "-- 4 files to load; 0 files are not settled yet"
     assert all(line.startswith("EXEC dbo.voltmill_load @url = N'https://bms") and line.endswith(";") for line in lines)
 
 
