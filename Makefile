@@ -21,7 +21,8 @@ demo: run-env ## the whole pipeline on this machine, about a minute, ends with a
 
 test: dev-env ## every test and every example in the docstrings
 	@deploy/dev/servers.sh
-	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" $(BIN)/pytest -n $(JOBS) --dist loadfile $(PYTEST)
+	@PATH="$(CURDIR)/.cache/servers/bin:$$PATH:/usr/sbin" \
+		$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 chaos: dev-env ## kill -9, outages and restarts for an hour; prints the losses (none) and tests/chaos/latest.json
 	@deploy/dev/servers.sh

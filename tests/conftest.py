@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: real servers, the engine with types, the data sets."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -45,6 +46,15 @@ class RunFlow(Protocol):
     def __call__(
         self, flow: Dataflow, *, recovery: Path | None = None, workers: int = 1, epoch_seconds: float = 0.1
     ) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A command that was run in this process leaves a handler, on a stream that ends with its test."""
+    log = logging.getLogger("voltmill")
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture(scope="session")

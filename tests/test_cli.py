@@ -1,7 +1,6 @@
 """The command line as its users meet it: what it prints, and the exit status."""
 
 import json
-import logging
 import os
 import re
 import resource
@@ -9,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,18 +45,14 @@ Call = Callable[..., Done]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    log = logging.getLogger("voltmill")
-    before = log.handlers[:], log.level, log.propagate
-
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
     def run(*arguments: object) -> Done:
         with pytest.raises(SystemExit) as ended:
             cli.main([str(a) for a in arguments])
         found = capsys.readouterr()
         return Done(ended.value.code or 0, found.out, found.err)  # type: ignore[arg-type]
 
-    yield run
-    log.handlers[:], log.level, log.propagate = before
+    return run
 
 
 def start(*arguments: object, **environ: str) -> Done:

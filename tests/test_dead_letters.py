@@ -2,13 +2,12 @@
 
 import io
 import json
-import logging
 import shlex
 import sqlite3
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -314,9 +313,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 class TestCommands:
     @pytest.fixture
-    def call(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-        log = logging.getLogger("voltmill")
-        before = log.handlers[:], log.level, log.propagate
+    def call(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Call:
         (tmp_path / "old.toml").write_text(f'[lake]\nurl = "{tmp_path}"\n[sql]\nurl = "sqlite:///{tmp_path}/db"\n')
         (tmp_path / "new.toml").write_text((tmp_path / "old.toml").read_text() + '[decode]\nmapping = "compact"\n')
 
@@ -326,8 +323,7 @@ class TestCommands:
             found = capsys.readouterr()
             return ended.value.code or 0, found.out, found.err  # type: ignore[return-value]
 
-        yield run
-        log.handlers[:], log.level, log.propagate = before
+        return run
 
     @pytest.fixture
     def three(self, tmp_path: Path) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -428,10 +428,9 @@ def test_the_state_may_stand_elsewhere(lake: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    from voltmill.flows import cli, running
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    from voltmill.flows import cli
 
-    before = running.log.handlers[:], running.log.level, running.log.propagate
     (tmp_path / "c.toml").write_text(CONFIG.format(rows=1_000))
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -440,8 +439,7 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Callabl
         found = capsys.readouterr()
         return int(ended.value.code or 0), found.out, found.err
 
-    yield run
-    running.log.handlers[:], running.log.level, running.log.propagate = before
+    return run
 
 
 def test_replay_and_compare(call: Any, lake: str, whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,9 @@ from voltmill.flows.config import Config, RunSettings
 
 
 @pytest.fixture
-def logged(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """Reads what was logged; the loggers are put back."""
-    log = logging.getLogger("voltmill")
-    before = log.handlers[:], log.level, log.propagate
-    yield lambda: capsys.readouterr().err
-    log.handlers[:], log.level, log.propagate = before
+def logged(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Reads what was logged."""
+    return lambda: capsys.readouterr().err
 
 
 class TestLogs:
