@@ -60,8 +60,8 @@ class Flow:
 
     def _spawn(self, member: _Member) -> None:
         arguments = ["-m", "voltmill.flows.cli", "run", "live", "-c", str(self.config)]
-        if self._addresses:
-            arguments += ["-a", self._addresses, "-i", str(member.index)]
+        # One process has two worker threads: they share a dataflow, as those of several processes do not.
+        arguments += ["-a", self._addresses, "-i", str(member.index)] if self._addresses else ["-w", "2"]
         member.log_begin = member.log.stat().st_size if member.log.exists() else 0
         member.process = spawn(arguments, member.log, cwd=self.folder)
         member.spawned, member.ready, member.ended, member.told = time.monotonic(), None, None, False

@@ -41,7 +41,7 @@ class Scenario:
 
 
 SCENARIOS: Final = {
-    "single": Scenario("one process", 1, LocalLake, Sqlite),
+    "single": Scenario("one process of two threads", 1, LocalLake, Sqlite),
     "cluster": Scenario("two processes", 2, AzureLake, Postgresql),
 }
 
