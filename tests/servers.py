@@ -4,12 +4,14 @@ import contextlib
 import ctypes
 import datetime
 import functools
+import json
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -32,6 +34,19 @@ def missing(server: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{message}; CI needs it")
     pytest.skip(message)
+
+
+def with_mounts(folder: Path, script: str) -> Any:
+    """Run a script of the tests where it may mount a file system on ``folder``; what it prints, as JSON."""
+    command = [sys.executable, script, str(folder)]
+    namespaces: list[list[str]] = [["unshare", "-m"], ["unshare", "-rm"]]
+    for namespace in namespaces if shutil.which("unshare") else []:
+        mount = [*namespace, "mount", "-t", "tmpfs", "none", str(folder)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+            done = subprocess.run([*namespace, *command], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+    pytest.skip("no file system can be mounted here, neither as root nor in a user's namespace")
 
 
 @dataclass

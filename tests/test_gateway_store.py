@@ -1,8 +1,6 @@
 """The gateway's store: first in first out, each message once, bounded, never damaged by a kill."""
 
-import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import pytest
 from gateway_hubs import ScriptedHub
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import with_mounts
 
 from voltmill.connectors.gateway_sender import Sender
 from voltmill.connectors.gateway_settings import GatewaySettings
@@ -226,17 +225,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 def test_a_full_disk_is_one_line_and_the_store_can_still_be_emptied(tmp_path):
     """SQLite needs disk also to remove something: without a reserve it would be stuck for ever."""
-    namespaces: list[list[str]] = [["unshare", "-m"], ["unshare", "-rm"]]
-    mount = ["mount", "-t", "tmpfs", "none", str(tmp_path)]
-    command = [sys.executable, gateway_full_disk.__file__, str(tmp_path)]
-    for namespace in namespaces if shutil.which("unshare") else []:
-        if subprocess.run([*namespace, *mount], capture_output=True, check=False).returncode == 0:
-            done = subprocess.run([*namespace, *command], capture_output=True, text=True, check=False)
-            break
-    else:
-        pytest.skip("no file system can be mounted here, neither as root nor in a user's namespace")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = with_mounts(tmp_path, gateway_full_disk.__file__)
     assert found["said"] == f"{tmp_path}/g.db: database or disk is full"
     assert found["stored"] > 1000 and found["in_order"] and found["again"] == 100
 

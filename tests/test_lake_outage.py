@@ -1,11 +1,7 @@
 """A lake that is away, full or not to be written: waited for, with nothing half and nothing lost."""
 
 import errno
-import json
 import os
-import shutil
-import subprocess
-import sys
 import threading
 from itertools import count
 from pathlib import Path
@@ -14,6 +10,7 @@ from unittest.mock import Mock
 
 import full_disk
 import pytest
+from servers import with_mounts
 from stored_flow import telemetry
 from test_lake import STORE, files, offsets, sink
 
@@ -106,17 +103,7 @@ def test_a_lake_that_was_taken_away_is_waited_for_and_not_begun_anew(tmp_path: P
 
 
 def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
-    namespaces: list[list[str]] = [["unshare", "-m"], ["unshare", "-rm"]]
-    mount = ["mount", "-t", "tmpfs", "none", str(tmp_path)]
-    command = [sys.executable, full_disk.__file__, str(tmp_path)]
-    for namespace in namespaces if shutil.which("unshare") else []:
-        if subprocess.run([*namespace, *mount], capture_output=True, check=False).returncode == 0:
-            done = subprocess.run([*namespace, *command], capture_output=True, text=True, check=False)
-            break
-    else:
-        pytest.skip("no file system can be mounted here, neither as root nor in a user's namespace")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = with_mounts(tmp_path, full_disk.__file__)
     assert found["rows"] == list(range(full_disk.ROWS))
     assert found["looks"] >= 20 and not found["unreadable"] and found["temporary"] < found["looks"] / 2
     assert found["grown_bytes"] < 20e6
