@@ -1,5 +1,6 @@
 """``voltmill check``: what is wrong with a file, or with a connection that it names, and how to mend it."""
 
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,10 @@ def _configuration(file: Path, offline: bool) -> Checked:
         report += [f"{place}: {line}" for line in _side_by_side(found, entry)]
     if config.run.source == "mqtt" and config.iothub != Config().iothub:
         report.append('[iothub] is not read from: set [run] source = "iothub"')
-    if unnamed := by_default(file, config):
+    tables = tomllib.loads(file.read_text("utf-8-sig"))
+    if unnamed := by_default(tables, config):
         report.append(unnamed)
-    return Checked([], report, () if offline else tried(named(file, config)))
+    return Checked([], report, () if offline else tried(named(tables, config)))
 
 
 def _without_capacity(found: Sequence[Chosen], entry: FleetEntry) -> str:

@@ -8,11 +8,10 @@ import contextlib
 import os
 import threading
 import time
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from voltmill.connectors import (
     endpoint_probe,
@@ -34,9 +33,8 @@ Probe = Callable[[], Finding]
 LONGEST_SECONDS: Final = 15.0
 
 
-def named(file: Path, config: Config) -> dict[str, Probe]:
-    """The connections whose tables stand in a file that ``config`` was read from: place in the file -> its probe."""
-    tables = tomllib.loads(file.read_text("utf-8-sig"))
+def named(tables: Mapping[str, Any], config: Config) -> dict[str, Probe]:
+    """The connections whose tables stand in the file that ``config`` was read from: place in the file -> its probe."""
     probes: dict[str, Probe] = {}
     if "state" in tables.get("run", {}):
         probes["[run] state"] = partial(_state, Path(config.run.state))
@@ -60,9 +58,8 @@ def named(file: Path, config: Config) -> dict[str, Probe]:
     return probes
 
 
-def by_default(file: Path, config: Config) -> str:
+def by_default(tables: Mapping[str, Any], config: Config) -> str:
     """What a flow would use though the file does not name it, on one line; empty: nothing."""
-    tables = tomllib.loads(file.read_text("utf-8-sig"))
     used = {"mqtt": f"{config.mqtt.host}:{config.mqtt.port}"} if config.run.source == "mqtt" else {}
     if "gateway" not in tables or {"lake", "sql"} & tables.keys():  # a gateway has neither
         used |= {"lake": config.lake.place, "sql": config.sql.place}

@@ -11,6 +11,10 @@ import typer
 from voltmill.flows.config import ConfigError
 
 ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file; without it, the defaults.")]
+FinishedStores = Annotated[
+    list[str] | None,
+    typer.Option(help="A recovery store whose flow never runs again: its last files too. May be given again."),
+]
 
 
 class Ticker:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from voltmill.flows.cli_common import ConfigFile
-from voltmill.flows.config import ConfigError, load
+from voltmill.flows.cli_common import ConfigFile, FinishedStores
+from voltmill.flows.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
     from voltmill.connectors.sql_schema import Schema
@@ -32,7 +32,7 @@ def apply(
         pending = schema.status().pending
         return [f"-- {place}", *([f"-- {one.name}\n\n{one.text}" for one in pending] or ["-- nothing to apply"])]
 
-    _on(config, work)
+    _on(load(config), work)
 
 
 @app.command("status")
@@ -47,16 +47,13 @@ def status(config: ConfigFile = None) -> None:
         end = f"version {found.version}"
         return [*lines, f"{end}: run voltmill db apply" if found.pending else f"{end}, up to date"]
 
-    _on(config, work)
+    _on(load(config), work)
 
 
 @app.command("copy")
 def copy(
     config: ConfigFile = None,
-    finished: Annotated[
-        list[str] | None,
-        typer.Option(help="A recovery store whose flow never runs again: its last files too. May be given again."),
-    ] = None,
+    finished: FinishedStores = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the statements for all files.")] = False,
 ) -> None:
     """Load the lake's predictions into a dedicated pool of Synapse, each file once."""
@@ -85,15 +82,15 @@ def copy(
             rows += int(schema.database.rows(text)[0][0])
         return [f"{len(todo.files)} files with {rows} rows loaded; {todo.unsettled} files are not settled yet"]
 
-    _on(config, work)
+    _on(settings, work)
 
 
-def _on(config: "ConfigFile", work: "Callable[[Schema, str], list[str]]") -> None:
+def _on(config: Config, work: "Callable[[Schema, str], list[str]]") -> None:
     """Do it on the schema of the configured database, named so, and print the lines that it gives."""
     from voltmill.connectors.outage import Patience
     from voltmill.connectors.sql import SqlTable
 
-    settings = load(config).sql
+    settings = config.sql
     table = SqlTable(settings, patience=Patience(f"the database {settings.place}", seconds=_PATIENCE_SECONDS))
     place = f"database {settings.place}"  # who forgot --config sees that it is another one
     for line in table.with_schema(lambda schema: work(schema, place)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from voltmill.flows.cli_common import ConfigFile, Progress
+from voltmill.flows.cli_common import ConfigFile, FinishedStores, Progress
 from voltmill.flows.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
@@ -24,10 +24,7 @@ def compact(
         str, typer.Option(help="Only days of arrival before this one, such as 2026-11-22. Default: today, UTC.")
     ] = "",
     max_file_mb: Annotated[int, typer.Option(help="Size of a merged file, MiB: a power of two, 1 to 1024.")] = 128,
-    finished: Annotated[
-        list[str] | None,
-        typer.Option(help="A recovery store whose flow never runs again: its last files too. May be given again."),
-    ] = None,
+    finished: FinishedStores = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be merged.")] = False,
 ) -> None:
     """Merge the small files of the lake into day files, while the flow runs."""
